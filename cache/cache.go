@@ -1,0 +1,207 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// ErrClosed is the cause with which unfinished work is cancelled by Close.
+var ErrClosed = errors.New("cache: closed")
+
+// errAbandoned cancels work that nobody reads any more.
+var errAbandoned = errors.New("cache: the last reader left")
+
+// PanicError is what readers get of work that panicked.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("cache: work panicked: %v", e.Value) }
+
+// Outcome tells where an answer comes from.
+type Outcome uint8
+
+const (
+	Miss   Outcome = iota // the work was started for this caller
+	Shared                // someone else's unfinished work was joined
+	Hit                   // a finished answer was kept
+	Bypass                // as Miss, for an answer that nobody else may read
+)
+
+func (o Outcome) String() string {
+	return [...]string{"miss", "shared", "hit", "bypass"}[o]
+}
+
+// Fill makes an answer: it appends chunks until it returns. ttl is how long the
+// answer may be kept; zero means not at all. After an error nothing is kept,
+// and readers get the error after the chunks that came before it.
+type Fill func(ctx context.Context, rec *Recording) (ttl time.Duration, err error)
+
+// Request says what is asked of the cache.
+type Request struct {
+	Key     Key
+	MaxAge  time.Duration // a kept answer older than this does not count; zero: any age
+	Refresh bool          // make the answer anew, and keep it in place of the old one
+}
+
+// Config sizes a Cache.
+type Config struct {
+	Bytes       int64 // kept answers; zero: none is kept, unfinished ones are still shared
+	FlightBytes int   // of one unfinished answer, beyond which it takes no more joiners and is not kept; zero: 1 MiB
+}
+
+// Cache keeps finished answers and shares unfinished ones. It is safe for
+// concurrent use.
+type Cache struct {
+	store *store // nil when nothing is kept
+	limit int
+
+	ctx    context.Context //nolint:containedctx // the lifetime of all work, ended by Close
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup
+
+	mu      sync.Mutex
+	flights map[Key]*flight
+	closed  bool
+}
+
+// flight is work in progress and those who read it.
+type flight struct {
+	key     Key
+	rec     *Recording
+	cancel  context.CancelCauseFunc
+	readers int // guarded by Cache.mu
+}
+
+// New returns an empty cache. Close it after its last use.
+func New(cfg Config) (*Cache, error) {
+	c := &Cache{limit: cfg.FlightBytes, flights: map[Key]*flight{}}
+	if c.limit == 0 {
+		c.limit = 1 << 20
+	}
+	if cfg.Bytes > 0 {
+		s, err := newStore(cfg.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		c.store = s
+	}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	return c, nil
+}
+
+// Do returns a reader of the answer to q: of a kept one, of one that is being
+// made for somebody else, or of one that fill makes now. The reader must be
+// closed. age is how long ago a kept answer was finished.
+func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duration) {
+	private := q.Key == Key{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !private && !q.Refresh {
+		// Flights before the store: an answer is kept before its flight leaves
+		// the map, so whoever finds no flight finds what it left.
+		if f := c.flights[q.Key]; f != nil && f.rec.whole() {
+			return c.joinLocked(f), Shared, 0
+		}
+		if e, age, ok := c.keptLocked(q); ok {
+			rec := &Recording{chunks: e.chunks, done: true, limit: math.MaxInt}
+			return rec.read(func() {}), Hit, age
+		}
+	}
+	f := &flight{key: q.Key, rec: newRecording(c.limit)}
+	if c.closed {
+		f.rec.finish(ErrClosed)
+		return f.rec.read(func() {}), Bypass, 0
+	}
+	if !private && !q.Refresh {
+		c.flights[q.Key] = f
+	}
+	var ctx context.Context
+	ctx, f.cancel = context.WithCancelCause(c.ctx)
+	r = c.joinLocked(f)
+	c.work.Go(func() { c.fly(ctx, f, fill) })
+	if private {
+		return r, Bypass, 0
+	}
+	return r, Miss, 0
+}
+
+func (c *Cache) keptLocked(q Request) (*entry, time.Duration, bool) {
+	if c.store == nil {
+		return nil, 0, false
+	}
+	e, ok := c.store.get(q.Key)
+	if !ok {
+		return nil, 0, false
+	}
+	age := time.Since(e.kept)
+	return e, age, q.MaxAge == 0 || age <= q.MaxAge
+}
+
+// fly does the work of a flight, keeps its answer and lets go of it.
+func (c *Cache) fly(ctx context.Context, f *flight, fill Fill) {
+	defer f.cancel(nil)
+	ttl, err := guarded(ctx, f.rec, fill)
+	if err == nil && ttl > 0 && f.key != (Key{}) && c.store != nil && f.rec.whole() {
+		c.store.put(&entry{key: f.key, chunks: f.rec.chunks, kept: time.Now()}, ttl)
+	}
+	f.rec.finish(err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forgetLocked(f)
+}
+
+// guarded turns a panic of the work into its error: there is no server above
+// this goroutine that would.
+func guarded(ctx context.Context, rec *Recording, fill Fill) (ttl time.Duration, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			ttl, err = 0, &PanicError{Value: v, Stack: debug.Stack()}
+		}
+	}()
+	return fill(ctx, rec)
+}
+
+func (c *Cache) joinLocked(f *flight) *Reader {
+	f.readers++
+	return f.rec.read(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if f.readers--; f.readers == 0 {
+			c.forgetLocked(f) // nobody may join work that is being cancelled
+			f.cancel(errAbandoned)
+		}
+	})
+}
+
+func (c *Cache) forgetLocked(f *flight) {
+	if c.flights[f.key] == f {
+		delete(c.flights, f.key)
+	}
+}
+
+// Clear forgets every kept answer.
+func (c *Cache) Clear() {
+	if c.store != nil {
+		c.store.clear()
+	}
+}
+
+// Close cancels unfinished work with [ErrClosed], waits for it and forgets
+// what was kept. Later calls of Do return readers that fail.
+func (c *Cache) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.cancel(ErrClosed)
+	c.work.Wait()
+	if c.store != nil {
+		c.store.close()
+	}
+}

@@ -1,0 +1,368 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, cfg Config) *Cache {
+	t.Helper()
+	c, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// text reads a recording to its end.
+func text(r *Reader) (string, error) {
+	var b strings.Builder
+	for chunk, err := range r.Chunks(context.Background()) {
+		if err != nil {
+			return b.String(), err
+		}
+		b.Write(chunk)
+	}
+	return b.String(), nil
+}
+
+// speak is work that says words, one every pause, and is kept for ttl.
+func speak(pause, ttl time.Duration, words ...string) Fill {
+	return func(ctx context.Context, rec *Recording) (time.Duration, error) {
+		for _, w := range words {
+			select {
+			case <-time.After(pause):
+				rec.Append([]byte(w))
+			case <-ctx.Done():
+				return 0, context.Cause(ctx)
+			}
+		}
+		return ttl, nil
+	}
+}
+
+func want(t *testing.T, r *Reader, o Outcome, wantOutcome Outcome, wantText string) {
+	t.Helper()
+	got, err := text(r)
+	r.Close()
+	if err != nil || got != wantText || o != wantOutcome {
+		t.Errorf("got %v %q (%v), want %v %q", o, got, err, wantOutcome, wantText)
+	}
+}
+
+func TestMissThenHitUntilItExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20})
+		q := Request{Key: KeyOf([]byte("q"))}
+		r, o, _ := c.Do(q, speak(time.Second, time.Minute, "a", "b"))
+		want(t, r, o, Miss, "ab")
+		synctest.Wait()
+		time.Sleep(30 * time.Second)
+		r, o, age := c.Do(q, speak(time.Second, time.Minute, "again"))
+		want(t, r, o, Hit, "ab")
+		if age != 30*time.Second {
+			t.Errorf("age %v, want 30s", age)
+		}
+		r, o, _ = c.Do(Request{Key: q.Key, MaxAge: 10 * time.Second}, speak(time.Second, 0, "young"))
+		want(t, r, o, Miss, "young")
+		time.Sleep(time.Minute)
+		r, o, _ = c.Do(q, speak(time.Second, time.Minute, "anew"))
+		want(t, r, o, Miss, "anew")
+	})
+}
+
+// A joiner that comes late reads from the first chunk.
+func TestSharedFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{})
+		q := Request{Key: KeyOf([]byte("q"))}
+		first, o1, _ := c.Do(q, speak(time.Second, 0, "a", "b", "c"))
+		time.Sleep(1500 * time.Millisecond)
+		second, o2, _ := c.Do(q, func(context.Context, *Recording) (time.Duration, error) {
+			t.Error("the work was done twice")
+			return 0, nil
+		})
+		want(t, second, o2, Shared, "abc")
+		want(t, first, o1, Miss, "abc")
+	})
+}
+
+func TestLeaderLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{})
+		q := Request{Key: KeyOf([]byte("q"))}
+		leader, _, _ := c.Do(q, speak(time.Second, 0, "a", "b", "c"))
+		follower, o, _ := c.Do(q, nil)
+		time.Sleep(1500 * time.Millisecond)
+		leader.Close()
+		want(t, follower, o, Shared, "abc")
+	})
+}
+
+func TestLastReaderLeavingCancels(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{})
+		q := Request{Key: KeyOf([]byte("q"))}
+		var cause error
+		r1, _, _ := c.Do(q, func(ctx context.Context, _ *Recording) (time.Duration, error) {
+			<-ctx.Done()
+			cause = context.Cause(ctx)
+			return 0, cause
+		})
+		r2, _, _ := c.Do(q, nil)
+		r1.Close()
+		r1.Close() // leaving twice is leaving once
+		synctest.Wait()
+		if cause != nil {
+			t.Fatalf("cancelled (%v) while somebody reads", cause)
+		}
+		r2.Close()
+		synctest.Wait()
+		if !errors.Is(cause, errAbandoned) {
+			t.Errorf("cause %v, want %v", cause, errAbandoned)
+		}
+		r, o, _ := c.Do(q, speak(0, 0, "new"))
+		want(t, r, o, Miss, "new")
+	})
+}
+
+func TestFailureIsSeenAndNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20})
+		q := Request{Key: KeyOf([]byte("q"))}
+		broken := errors.New("broken")
+		r, _, _ := c.Do(q, func(_ context.Context, rec *Recording) (time.Duration, error) {
+			rec.Append([]byte("half"))
+			return time.Hour, broken
+		})
+		got, err := text(r)
+		if got != "half" || !errors.Is(err, broken) {
+			t.Errorf("got %q, %v; want half and the error", got, err)
+		}
+		r.Close()
+		r, o, _ := c.Do(q, speak(0, 0, "whole"))
+		want(t, r, o, Miss, "whole")
+	})
+}
+
+func TestPanicBecomesError(t *testing.T) {
+	c := open(t, Config{})
+	r, _, _ := c.Do(Request{}, func(context.Context, *Recording) (time.Duration, error) { panic("oh") })
+	defer r.Close()
+	_, err := text(r)
+	if p, ok := errors.AsType[*PanicError](err); !ok || len(p.Stack) == 0 {
+		t.Errorf("got %v, want a *PanicError with its stack", err)
+	}
+}
+
+func TestPrivateAndRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20})
+		for range 2 {
+			r, o, _ := c.Do(Request{}, speak(0, time.Hour, "mine"))
+			want(t, r, o, Bypass, "mine")
+		}
+		q := Request{Key: KeyOf([]byte("q"))}
+		r, o, _ := c.Do(q, speak(0, time.Hour, "old"))
+		want(t, r, o, Miss, "old")
+		r, o, _ = c.Do(Request{Key: q.Key, Refresh: true}, speak(0, time.Hour, "new"))
+		want(t, r, o, Miss, "new")
+		synctest.Wait()
+		r, o, _ = c.Do(q, nil)
+		want(t, r, o, Hit, "new")
+		c.Clear()
+		r, o, _ = c.Do(q, speak(0, 0, "cleared"))
+		want(t, r, o, Miss, "cleared")
+	})
+}
+
+// Beyond its cap a flight takes no joiners, is not kept, and holds no more than
+// its slowest reader has yet to read.
+func TestFlightOverItsCap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20, FlightBytes: 10})
+		q := Request{Key: KeyOf([]byte("q"))}
+		const n = 100
+		long := func(ctx context.Context, rec *Recording) (time.Duration, error) {
+			for range n {
+				time.Sleep(time.Second)
+				rec.Append([]byte("x"))
+			}
+			return time.Hour, nil
+		}
+		r, _, _ := c.Do(q, long)
+		read := 0
+		for range r.Chunks(t.Context()) {
+			if read++; read == 50 {
+				other, o, _ := c.Do(q, speak(0, 0, "other"))
+				want(t, other, o, Miss, "other")
+				if held := len(r.rec.chunks); held > 1 {
+					t.Errorf("holds %d chunks behind a reader that has read them", held)
+				}
+			}
+		}
+		if read != n {
+			t.Errorf("read %d chunks, want %d", read, n)
+		}
+		r.Close()
+		synctest.Wait()
+		again, o, _ := c.Do(q, speak(0, 0, "again"))
+		want(t, again, o, Miss, "again")
+	})
+}
+
+func TestCloseCancelsAndRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20})
+		r, _, _ := c.Do(Request{}, speak(time.Hour, 0, "never"))
+		c.Close()
+		if _, err := text(r); !errors.Is(err, ErrClosed) {
+			t.Errorf("got %v, want %v", err, ErrClosed)
+		}
+		r.Close()
+		r, _, _ = c.Do(Request{Key: KeyOf([]byte("q"))}, nil)
+		if _, err := text(r); !errors.Is(err, ErrClosed) {
+			t.Errorf("after Close: got %v, want %v", err, ErrClosed)
+		}
+		r.Close()
+	})
+}
+
+func TestReaderStopsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{})
+		r, _, _ := c.Do(Request{}, speak(time.Hour, 0, "late"))
+		defer r.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := r.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want the context's error", err)
+		}
+	})
+}
+
+func TestOpeningComesBeforeTheFirstChunk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{})
+		r, _, _ := c.Do(Request{}, func(_ context.Context, rec *Recording) (time.Duration, error) {
+			rec.Open("warm")
+			time.Sleep(time.Second)
+			rec.Append([]byte("a"))
+			return 0, nil
+		})
+		defer r.Close()
+		<-r.More()
+		if r.Ready() || r.Opening() != "warm" {
+			t.Errorf("ready %v, opening %v; want only the opening", r.Ready(), r.Opening())
+		}
+	})
+}
+
+func TestKeysDifferByFieldBoundary(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		fields := rapid.SliceOfN(rapid.SliceOf(rapid.Byte()), 1, 5).Draw(t, "fields")
+		others := rapid.SliceOfN(rapid.SliceOf(rapid.Byte()), 1, 5).Draw(t, "others")
+		same := slices.EqualFunc(fields, others, slices.Equal)
+		if (KeyOf(fields...) == KeyOf(others...)) != same {
+			t.Fatalf("fields equal: %v, keys equal: %v", same, !same)
+		}
+	})
+}
+
+// Many callers, few questions: each gets the whole answer to its own question,
+// and no question is worked on twice at once.
+func TestManyCallers(t *testing.T) {
+	c := open(t, Config{Bytes: 1 << 20})
+	var mu sync.Mutex
+	busy := map[int]int{}
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			question := i % 7
+			r, _, _ := c.Do(Request{Key: KeyOf(fmt.Append(nil, question))}, func(_ context.Context, rec *Recording) (time.Duration, error) {
+				mu.Lock()
+				busy[question]++
+				if busy[question] > 1 {
+					t.Errorf("question %d is worked on twice at once", question)
+				}
+				mu.Unlock()
+				for range 20 {
+					rec.Append(fmt.Appendf(nil, "%d,", question))
+				}
+				mu.Lock()
+				busy[question]--
+				mu.Unlock()
+				return time.Hour, nil
+			})
+			defer r.Close()
+			if got, err := text(r); err != nil || got != strings.Repeat(fmt.Sprintf("%d,", question), 20) {
+				t.Errorf("question %d: got %q, %v", question, got, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The store drops under a burst and refuses what is too big; what it gives
+// back is always what was put under that key.
+func TestStoreGivesBackOnlyWhatWasPut(t *testing.T) {
+	s, err := newStore(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	big := &entry{key: KeyOf([]byte("big")), chunks: [][]byte{make([]byte, 1<<20)}}
+	s.put(big, time.Hour)
+	if _, ok := s.get(big.key); ok {
+		t.Error("an entry larger than its share was kept")
+	}
+	kept := 0
+	for i := range 500 {
+		e := &entry{key: KeyOf(fmt.Append(nil, i)), chunks: [][]byte{fmt.Append(nil, i)}}
+		s.put(e, time.Hour)
+		if got, ok := s.get(e.key); ok {
+			kept++
+			if got != e {
+				t.Fatalf("key %d gave another entry", i)
+			}
+		}
+	}
+	if kept < 490 {
+		t.Errorf("%d of 500 entries visible after put, want nearly all", kept)
+	}
+}
+
+func BenchmarkHit(b *testing.B) {
+	c, err := New(Config{Bytes: 1 << 20})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	q := Request{Key: KeyOf([]byte("q"))}
+	r, _, _ := c.Do(q, speak(0, time.Hour, "answer"))
+	if _, err := text(r); err != nil {
+		b.Fatal(err)
+	}
+	r.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		r, _, _ := c.Do(q, nil)
+		if _, err := r.Next(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		r.Close()
+	}
+}
