@@ -1,0 +1,167 @@
+package task
+
+import (
+	_ "embed" // the lexicon and the weights
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+//go:embed lexicon.txt
+var lexiconText string
+
+// concept is a group of phrases with one meaning: a verb of a task, an object,
+// a kind of output.
+type concept struct {
+	name  string
+	prior []float32 // one per task: what the concept says before any training
+}
+
+// node is one byte of the phrase trie. Siblings are a linked list: at most a
+// few dozen long, and the first byte goes through a table.
+type node struct {
+	child, next int32
+	exact, open []uint8 // concepts of the phrases that end here, or begin here
+	b           byte
+}
+
+type lexicon struct {
+	concepts []concept
+	nodes    []node
+	first    [256]int32
+}
+
+// maxConcepts is what fits the bit sets that scoring keeps.
+const maxConcepts = 64
+
+// parseLexicon reads the format that lexicon.txt describes.
+func parseLexicon(text string, tasks []string) (*lexicon, error) {
+	l := &lexicon{nodes: make([]node, 1)} // 0 is no node
+	for n, line := range strings.Split(text, "\n") {
+		switch {
+		case strings.TrimSpace(line) == "" || line[0] == '#':
+		case line[0] == '\t' || line[0] == ' ':
+			if len(l.concepts) == 0 {
+				return nil, fmt.Errorf("task: lexicon line %d: a phrase before any concept", n+1)
+			}
+			for phrase := range strings.SplitSeq(line, ",") {
+				if phrase = strings.TrimSpace(phrase); phrase != "" {
+					l.add(phrase, uint8(len(l.concepts)-1))
+				}
+			}
+		default:
+			f := strings.Fields(line)
+			c := concept{name: f[0], prior: make([]float32, len(tasks))}
+			for _, w := range f[1:] {
+				name, value, _ := strings.Cut(w, "=")
+				k := slices.Index(tasks, name)
+				v, err := strconv.ParseFloat(value, 32)
+				if k < 0 || err != nil {
+					return nil, fmt.Errorf("task: lexicon line %d: weight %q", n+1, w)
+				}
+				c.prior[k] = float32(v)
+			}
+			l.concepts = append(l.concepts, c)
+		}
+	}
+	if len(l.concepts) > maxConcepts {
+		return nil, fmt.Errorf("task: %d concepts, at most %d", len(l.concepts), maxConcepts)
+	}
+	return l, nil
+}
+
+// add enters a folded phrase; a trailing * admits every ending.
+func (l *lexicon) add(phrase string, c uint8) {
+	phrase, open := strings.CutSuffix(phrase, "*")
+	if r, _ := utf8.DecodeRuneInString(phrase); unspaced(r) {
+		open = true
+		phrase = spread(phrase)
+	}
+	if phrase == "" {
+		return
+	}
+	at := &l.first[phrase[0]]
+	var n int32
+	for i := 0; i < len(phrase); i++ {
+		for n = *at; n != 0 && l.nodes[n].b != phrase[i]; n = l.nodes[n].next {
+		}
+		if n == 0 {
+			n = int32(len(l.nodes))
+			l.nodes = append(l.nodes, node{b: phrase[i], next: *at})
+			// The append may have moved what at points into.
+			if i == 0 {
+				l.first[phrase[0]] = n
+			} else {
+				l.link(phrase[:i], n)
+			}
+		}
+		at = &l.nodes[n].child
+	}
+	if open {
+		l.nodes[n].open = append(l.nodes[n].open, c)
+	} else {
+		l.nodes[n].exact = append(l.nodes[n].exact, c)
+	}
+}
+
+// link makes n the first child of the node that prefix leads to.
+func (l *lexicon) link(prefix string, n int32) {
+	m := l.walk(prefix)
+	l.nodes[m].child = n
+}
+
+func (l *lexicon) walk(prefix string) int32 {
+	n := int32(0)
+	for i := 0; i < len(prefix); i++ {
+		at := l.first[prefix[0]]
+		if i > 0 {
+			at = l.nodes[n].child
+		}
+		for n = at; n != 0 && l.nodes[n].b != prefix[i]; n = l.nodes[n].next {
+		}
+	}
+	return n
+}
+
+// spread puts a space between the runes of a script without spaces, as fold
+// does.
+func spread(s string) string {
+	var b strings.Builder
+	for i, r := range s {
+		if i > 0 && unspaced(r) {
+			b.WriteByte(space)
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// find calls hit for every phrase that starts at text[i:], shortest first.
+func (l *lexicon) find(text []byte, i int, hit func(c uint8, end int)) {
+	n := l.first[text[i]]
+	for j := i; ; {
+		nd := &l.nodes[n]
+		if n == 0 {
+			return
+		}
+		if nd.b != text[j] {
+			n = nd.next
+			continue
+		}
+		j++
+		for _, c := range nd.open {
+			hit(c, j)
+		}
+		if len(nd.exact) > 0 && (j == len(text) || text[j] == space || text[j] == comma || text[j] == sentence) {
+			for _, c := range nd.exact {
+				hit(c, j)
+			}
+		}
+		if j == len(text) {
+			return
+		}
+		n = nd.child
+	}
+}

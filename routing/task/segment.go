@@ -1,0 +1,456 @@
+package task
+
+import (
+	"strings"
+)
+
+// A message is cut in three: an ask at its head, documents, an ask at its
+// tail. Any part may be empty. Nothing between two documents is an ask, which
+// is what makes an instruction inside a document powerless.
+//
+// Every line gets a score, positive when it reads like something said to the
+// reader and negative when it reads like pasted material; the cut is the pair
+// of lines that maximises the sum, where a cut at a blank line, a label, a
+// fence or a tag is free and one in the middle of a paragraph is not.
+
+const (
+	scored     = 3000 // bytes at either end of a message whose lines are scored
+	middle     = -0.6 // score of a line further in
+	forcedDoc  = -6
+	forcedAsk  = 6
+	longLine   = 320 // a longer line is cut into its sentences
+	headJoined = 1.2 // price of a cut where no boundary shows
+	tailJoined = 2.2
+)
+
+// Cues of a line, from one pass over its bytes.
+const (
+	cueBullet uint32 = 1 << iota
+	cueLabel         // names what follows: "CV:", "### Job description"
+	cueColon         // ends in a colon
+	cueQuestion
+	cueContact // an address, a link or a telephone number
+	cueYear    // a year or a date
+	cueTable   // three separators or more
+	cueKey     // begins like "Name: value"
+	cueJSON
+	cueCaps
+	cueRule // nothing but punctuation
+	cueQuote
+	cueShort  // at most three words
+	cueLong   // more than 160 bytes
+	cueSpeak  // begins like a turn of a dialogue, or with a time
+	cueDigits // a fifth or more of it is digits
+	cueStop   // ends like a sentence
+	cueGap    // a blank line, or the edge of the message, comes before
+	cueGapAfter
+	cueFirst
+	cueLast
+	cueInLabel // follows a label in the same paragraph
+	cueInject  // speaks to a machine over the reader's head
+	cueTag
+)
+
+type line struct {
+	start, end int // in the message, without the newline
+	cues       uint32
+	words      int
+	score      float32
+	fixed      bool // the score is structural
+	gap        bool // a cut before this line is free
+}
+
+// region is a stretch of lines of one nature.
+type region struct {
+	start, end int
+	lines      [2]int // first, one past the last
+	ask        bool
+	tail       bool
+	joined     bool // touches its document without a boundary
+}
+
+// lines cuts a message and fills in the structural cues.
+func (s *scratch) split(text string) {
+	s.lines = s.lines[:0]
+	gap := true
+	for at := 0; at < len(text); {
+		end := strings.IndexByte(text[at:], '\n')
+		next := at + end + 1
+		if end < 0 {
+			end, next = len(text)-at, len(text)
+		}
+		end += at
+		a, b := at, end
+		for a < b && (text[a] == ' ' || text[a] == '\t' || text[a] == '\r') {
+			a++
+		}
+		for b > a && (text[b-1] == ' ' || text[b-1] == '\t' || text[b-1] == '\r') {
+			b--
+		}
+		if a == b {
+			gap = true
+		} else {
+			s.sentences(text, a, b, gap)
+			gap = false
+		}
+		at = next
+	}
+	s.structure(text)
+	n := len(s.lines)
+	if n == 0 {
+		return
+	}
+	s.lines[0].cues |= cueFirst
+	s.lines[n-1].cues |= cueLast | cueGapAfter
+	for i := range s.lines {
+		if s.lines[i].gap {
+			s.lines[i].cues |= cueGap
+			if i > 0 {
+				s.lines[i-1].cues |= cueGapAfter
+			}
+		}
+	}
+	label := false
+	for i := range s.lines {
+		l := &s.lines[i]
+		if l.cues&cueGap != 0 && (i == 0 || s.lines[i-1].cues&cueLabel == 0) {
+			label = false
+		}
+		if label && l.cues&cueLabel == 0 {
+			l.cues |= cueInLabel
+		}
+		if l.cues&cueLabel != 0 {
+			label = true
+		}
+	}
+}
+
+// sentences appends text[a:b], whole unless it is long.
+func (s *scratch) sentences(text string, a, b int, gap bool) {
+	for b-a > longLine {
+		cut := 0
+		for i := a + 20; i < b-1 && i < a+2000; i++ {
+			if (text[i] == '.' || text[i] == '?' || text[i] == '!' || text[i] == ':') && text[i+1] == ' ' {
+				cut = i + 1
+				break
+			}
+		}
+		if cut == 0 {
+			break
+		}
+		s.line(text, a, cut, gap)
+		gap = false
+		for a = cut; a < b && text[a] == ' '; a++ {
+		}
+	}
+	if a < b {
+		s.line(text, a, b, gap)
+	}
+}
+
+func (s *scratch) line(text string, a, b int, gap bool) {
+	l := line{start: a, end: b, gap: gap}
+	t := text[a:b]
+	var digits, letters, upper, seps, marks, commas int
+	word := false
+	colon, run, years := -1, 0, 0
+	sample := t
+	if len(sample) > 1024 {
+		sample = sample[:1024]
+	}
+	for i := 0; i < len(sample); i++ {
+		c := sample[i]
+		if c >= '0' && c <= '9' {
+			digits++
+			run++
+			if run == 4 && (t[i-3] == '1' || t[i-3] == '2') && (i < 4 || t[i-4] < '0' || t[i-4] > '9') && (i+1 == len(t) || t[i+1] < '0' || t[i+1] > '9') {
+				years++
+			}
+		} else {
+			run = 0
+		}
+		switch {
+		case c >= 'a' && c <= 'z', c >= 0x80:
+			letters++
+		case c >= 'A' && c <= 'Z':
+			letters++
+			upper++
+		case c == '|' || c == '\t':
+			seps++
+		case c == ',':
+			commas++
+		case c == '"':
+			marks++
+		case c == '@':
+			l.cues |= cueContact
+		case c == ':' && colon < 0:
+			colon = i
+		}
+		if in := c > ' '; in != word {
+			word = in
+			if in {
+				l.words++
+			}
+		}
+	}
+	n := len(sample)
+	switch c := t[0]; {
+	case c == '-' || c == '*' || c == '+' || c == '>':
+		l.cues |= cueBullet
+	case strings.HasPrefix(t, "•"), strings.HasPrefix(t, "–"), strings.HasPrefix(t, "·"), strings.HasPrefix(t, "▪"):
+		l.cues |= cueBullet
+	case c == '{' || c == '}' || c == '[' || c == ']' || c == '"' && marks > 1 && colon > 0:
+		if c != '[' || strings.ContainsAny(t, "\"{]") && !strings.HasPrefix(t, "[INST") {
+			l.cues |= cueJSON
+		}
+	}
+	if t[0] == '>' || t[0] == '"' {
+		l.cues |= cueQuote
+	}
+	last := t[len(t)-1]
+	switch last {
+	case '?':
+		l.cues |= cueQuestion
+	case ':':
+		l.cues |= cueColon
+	case '.', '!':
+		l.cues |= cueStop
+	}
+	if strings.Contains(sample, "://") || strings.Contains(sample, "www.") {
+		l.cues |= cueContact
+	}
+	if digits >= 7 && l.words <= 12 && digits*3 > n {
+		l.cues |= cueContact
+	}
+	if years > 0 {
+		l.cues |= cueYear
+	}
+	if seps >= 2 || commas >= 5 && commas*9 > n {
+		l.cues |= cueTable
+	}
+	if letters == 0 {
+		l.cues |= cueRule
+	} else if upper*10 > letters*7 && letters > 3 {
+		l.cues |= cueCaps
+	}
+	if colon > 0 && colon < 32 && colon+1 < n && strings.Count(t[:colon], " ") < 4 {
+		l.cues |= cueKey
+	}
+	if digits*5 > n {
+		l.cues |= cueDigits
+	}
+	if l.words <= 3 {
+		l.cues |= cueShort
+	}
+	if len(t) > 160 {
+		l.cues |= cueLong
+	}
+	if speaker(t) {
+		l.cues |= cueSpeak
+	}
+	if label(t) {
+		l.cues |= cueLabel
+	}
+	s.lines = append(s.lines, l)
+}
+
+// speaker reports whether a line begins like a turn of a dialogue: "[00:12]
+// Ana:", "AK: ", "10:44 ".
+func speaker(t string) bool {
+	t = strings.TrimLeft(t, "[(*")
+	if len(t) > 4 && t[0] >= '0' && t[0] <= '9' {
+		i := 1
+		for i < len(t) && (t[i] >= '0' && t[i] <= '9' || t[i] == ':') {
+			i++
+		}
+		return i >= 4 && strings.IndexByte(t[:i], ':') > 0
+	}
+	i := strings.IndexByte(t, ':')
+	return i > 0 && i < 24 && i+1 < len(t) && t[i+1] == ' ' && t[0] >= 'A' && t[0] <= 'Z' && len(t) > i+20 && strings.Count(t[:i], " ") < 3
+}
+
+// labels are the words by which people announce a pasted document.
+const labels = "|cv|resume|résumé|lebenslauf|curriculum|curriculum vitae|profile|profil|candidate|candidate cv|candidate resume|candidate profile|applicant|kandidat|bewerber|" +
+	"jd|job|job description|job ad|job posting|posting|vacancy|role|position|stelle|stellenanzeige|stellenbeschreibung|offre|offre d'emploi|annonce|oferta|oferta de empleo|annuncio|vacature|ogłoszenie|vaga|" +
+	"transcript|interview transcript|call transcript|notes|interview notes|feedback|panel feedback|notizen|data|input|document|doc|text|context|content|source|attachment|attached|email|e-mail|mail|message|thread|" +
+	"cv text|resume text|jd text|the cv|the resume|the jd|the ad|the posting|his cv|her cv|begin cv|begin resume|begin document|csv|json|results|scores|requirements|application|cover letter|ad|advert|" +
+	"简历|职位描述|履歴書|求人|السيرة الذاتية|الوصف الوظيفي|"
+
+func label(t string) bool {
+	if len(t) > 60 {
+		return false
+	}
+	u := strings.Trim(t, "#*=-_ :<>[]()\"'`~")
+	marked := len(u) < len(t)
+	u = strings.TrimRight(u, " 0123456789#")
+	if u == "" || !marked && u != strings.ToUpper(u) {
+		return false
+	}
+	if i := strings.IndexAny(u, "([:"); i > 0 {
+		u = strings.TrimRight(u[:i], " ")
+	}
+	return strings.Contains(labels, "|"+strings.ToLower(u)+"|")
+}
+
+// structure marks what fences, tags and markers say outright.
+func (s *scratch) structure(text string) {
+	for i := 0; i < len(s.lines); i++ {
+		l := &s.lines[i]
+		t := text[l.start:l.end]
+		if strings.HasPrefix(t, "```") || strings.HasPrefix(t, "~~~") || strings.HasPrefix(t, `"""`) {
+			mark := t[:3]
+			j := i + 1
+			for j < len(s.lines) && !strings.HasPrefix(text[s.lines[j].start:s.lines[j].end], mark) {
+				j++
+			}
+			if len(t) > 6 && strings.HasSuffix(t, mark) {
+				j = i
+			} else if j == len(s.lines) {
+				continue // never closed
+			}
+			s.fix(i, j+1, forcedDoc, true)
+			i = j
+			continue
+		}
+		name, ok := tag(t)
+		if !ok {
+			if l.cues&cueRule != 0 && l.end-l.start >= 3 {
+				s.boundary(i)
+				s.boundary(i + 1)
+			}
+			continue
+		}
+		// The last closing tag counts: one inside the document is a fake.
+		j := -1
+		for k := len(s.lines) - 1; k >= i && j < 0; k-- {
+			if closes(text[s.lines[k].start:s.lines[k].end], name) {
+				j = k
+			}
+		}
+		switch {
+		case j < 0:
+		case asks(name):
+			s.fix(i, j+1, forcedAsk, false)
+			i = j
+		default:
+			s.fix(i, j+1, forcedDoc, true)
+			i = j
+		}
+	}
+}
+
+func (s *scratch) boundary(i int) {
+	if i < len(s.lines) {
+		s.lines[i].gap = true
+	}
+}
+
+func (s *scratch) fix(i, j int, score float32, fence bool) {
+	s.boundary(i)
+	s.boundary(j)
+	for k := i; k < j; k++ {
+		s.lines[k].fixed = true
+		s.lines[k].score = score
+		if fence {
+			s.lines[k].cues |= cueTag
+		}
+	}
+}
+
+// tag reads the name of an opening tag that begins a line.
+func tag(t string) (string, bool) {
+	if len(t) < 3 || t[0] != '<' || t[1] == '/' {
+		return "", false
+	}
+	if strings.HasPrefix(t, "<!--") {
+		return "!--", true
+	}
+	i := 1
+	for i < len(t) && (t[i]|0x20 >= 'a' && t[i]|0x20 <= 'z' || t[i] >= '0' && t[i] <= '9' || t[i] == '_' || t[i] == '-') {
+		i++
+	}
+	if i == 1 || i > 32 || i == len(t) || t[i] != '>' && t[i] != ' ' {
+		return "", false
+	}
+	return t[1:i], true
+}
+
+func closes(t, name string) bool {
+	if name == "!--" {
+		return strings.Contains(t, "-->")
+	}
+	for {
+		i := strings.Index(t, "</")
+		if i < 0 {
+			return false
+		}
+		t = t[i+2:]
+		if len(t) > len(name) && strings.EqualFold(t[:len(name)], name) && (t[len(name)] == '>' || t[len(name)] == ' ') {
+			return true
+		}
+	}
+}
+
+// asks reports whether a tag holds what is asked rather than a document.
+func asks(name string) bool {
+	switch strings.ToLower(name) {
+	case "instruction", "instructions", "task", "user_query", "query", "question", "request", "prompt", "user", "ask", "rules", "goal", "objective":
+		return true
+	}
+	return false
+}
+
+// cut finds the three parts and appends their regions.
+func (s *scratch) cut() {
+	n := len(s.lines)
+	if n == 0 {
+		return
+	}
+	head, best, sum := 0, float32(0), float32(0)
+	for i := 1; i <= n; i++ {
+		sum += s.lines[i-1].score
+		v := sum
+		if i < n {
+			v -= s.price(i, headJoined)
+		}
+		if v > best {
+			head, best = i, v
+		}
+	}
+	tail := n
+	best, sum = 0, 0
+	for j := n - 1; j >= head; j-- {
+		sum += s.lines[j].score
+		v := sum
+		if j > head {
+			v -= s.price(j, tailJoined)
+		}
+		if v > best {
+			tail, best = j, v
+		}
+	}
+	if tail == head {
+		head = n
+		tail = n
+	}
+	s.region(0, head, true, false)
+	s.region(head, tail, false, false)
+	s.region(tail, n, true, true)
+}
+
+func (s *scratch) region(i, j int, ask, tail bool) {
+	if i >= j {
+		return
+	}
+	r := region{start: s.lines[i].start, end: s.lines[j-1].end, lines: [2]int{i, j}, ask: ask, tail: tail}
+	r.joined = ask && (tail && i > 0 && !s.lines[i].gap || !tail && j < len(s.lines) && !s.lines[j].gap)
+	s.regions = append(s.regions, r)
+}
+
+func (s *scratch) price(i int, joined float32) float32 {
+	l, p := &s.lines[i], &s.lines[i-1]
+	if l.gap || p.cues&(cueLabel|cueColon|cueRule) != 0 || l.cues&cueLabel != 0 {
+		return 0
+	}
+	return joined
+}
