@@ -135,6 +135,17 @@ func (r *Reader) Ready() bool {
 	return r.next < r.rec.dropped+len(r.rec.chunks) || r.rec.done
 }
 
+// Failed returns the error the work ended with before it made a first chunk,
+// or nil.
+func (r *Reader) Failed() error {
+	r.rec.mu.Lock()
+	defer r.rec.mu.Unlock()
+	if r.rec.dropped+len(r.rec.chunks) > 0 {
+		return nil
+	}
+	return r.rec.err
+}
+
 // Opening returns what the work told of its beginning; nil when it has not
 // begun or when the recording was kept.
 func (r *Reader) Opening() any {
