@@ -1,0 +1,243 @@
+// Package ollama is tenure's one client of Ollama: it streams answers, moves
+// models in and out of GPU memory (it is residency's Loader) and reads what is
+// installed and resident. It speaks the native API, version 0.17, because only
+// there can the context size, truncation and timing figures be had.
+//
+// Three promises hold for every request it makes. Inference never sends
+// keep_alive, so only Load and Unload decide how long a model stays. Nothing
+// is truncated or shifted in silence: a prompt that does not fit is an error.
+// And an answer that stops without saying that it is complete is ErrAborted,
+// never a success; Ollama's own Go client returns nil there.
+//
+// Package ollamasim holds a simulated Ollama to test against.
+package ollama
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"tenure/residency"
+)
+
+var (
+	// ErrUnreachable means that no connection could be made: nothing was sent.
+	ErrUnreachable = errors.New("ollama: unreachable")
+	// ErrAborted means that an answer began, or was waited for, and ended
+	// before it was complete. It matches io.ErrUnexpectedEOF.
+	ErrAborted = fmt.Errorf("ollama: answer ended early: %w", io.ErrUnexpectedEOF)
+	// ErrStalled means that a stream stayed silent for Config.Stall.
+	ErrStalled = errors.New("ollama: no sign of life")
+	// ErrNoGPU means that a model was loaded into main memory although
+	// Config.RequireGPU forbids it. The model is unloaded again.
+	ErrNoGPU = errors.New("ollama: model is not in GPU memory")
+)
+
+// StatusError is Ollama's own refusal. Message is its text and may quote the
+// request's model name, never its content.
+type StatusError struct {
+	// Status is the HTTP status. An error line within a stream carries none
+	// and counts as 500, which is what Ollama answers before the first byte.
+	Status  int
+	Message string
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("ollama: %d: %s", e.Status, e.Message)
+}
+
+// GPU says what to make of a model that Ollama loaded into main memory.
+type GPU string
+
+// With GPUAuto, it is an error once any model was seen in GPU memory: before
+// that, the machine may have no GPU.
+const (
+	GPUAuto  GPU = "auto"
+	GPUTrue  GPU = "true"
+	GPUFalse GPU = "false"
+)
+
+// Config adjusts a Client. The zero value is ready for use.
+type Config struct {
+	Log *slog.Logger // nil discards
+	// Dial replaces the network, for tests.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	Connect time.Duration // limit for a connection to be made; 0 means 5 s
+	Call    time.Duration // limit for the small calls: version, tags, ps, show; 0 means 15 s
+	Load    time.Duration // limit for a load; 0 means 5 min
+	Unload  time.Duration // limit for an unload; 0 means 1 min
+	Stall   time.Duration // longest silence of a stream, the wait for its first line included; 0 means no limit
+	// Settle is how long Unload waits for the driver to take memory back after
+	// a model in GPU memory has left /api/ps. Ollama itself allows 5 s; a load
+	// that starts sooner finds too little free memory and makes Ollama evict.
+	Settle time.Duration
+
+	RequireGPU GPU // "" means GPUAuto
+	// Warn hears of models that are resident, but not as asked.
+	Warn func(Warning)
+}
+
+// Shortfall is what a Warning is about; also a metric label.
+type Shortfall string
+
+// What can be short.
+const (
+	ShortContext Shortfall = "context" // tokens: fewer than asked and trained for
+	ShortVRAM    Shortfall = "vram"    // bytes: part of the model is in main memory
+)
+
+// Warning tells that a model was loaded with less than it was to have.
+type Warning struct {
+	Model     string
+	Short     Shortfall
+	Want, Got uint64
+}
+
+// Client talks to one Ollama. It is safe for concurrent use and follows no
+// redirect and no HTTP proxy: what it is sent stays on the way to its base URL.
+type Client struct {
+	base *url.URL
+	cfg  Config
+	http *http.Client
+	gpu  atomic.Bool // some model was seen in GPU memory
+}
+
+var _ residency.Loader = (*Client)(nil)
+
+// New returns a client of the Ollama at base, see ParseHost.
+func New(base *url.URL, cfg Config) *Client {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Warn == nil {
+		cfg.Warn = func(Warning) {}
+	}
+	if cfg.RequireGPU == "" {
+		cfg.RequireGPU = GPUAuto
+	}
+	for _, d := range []struct {
+		at *time.Duration
+		or time.Duration
+	}{{&cfg.Connect, 5 * time.Second}, {&cfg.Call, 15 * time.Second}, {&cfg.Load, 5 * time.Minute}, {&cfg.Unload, time.Minute}} {
+		if *d.at <= 0 {
+			*d.at = d.or
+		}
+	}
+	dial := cfg.Dial
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, cfg.Connect)
+			defer cancel()
+			conn, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+			}
+			return conn, nil
+		},
+		DisableCompression:  true,
+		MaxIdleConnsPerHost: 16,
+		IdleConnTimeout:     90 * time.Second,
+	}
+	return &Client{
+		base: base,
+		cfg:  cfg,
+		http: &http.Client{
+			Transport:     transport,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// Close drops idle connections. Calls under way go on.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// open sends one request and returns the body of a 200. Other statuses become
+// a *StatusError.
+func (c *Client) open(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("encoding %s: %w", path, err)
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base.JoinPath(path).String(), body)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s: %w", path, err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.failure(ctx, path, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	return nil, refusal(resp)
+}
+
+// failure names why no answer came: the caller left, nobody listens, or the
+// connection ended.
+func (c *Client) failure(ctx context.Context, path string, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("asking %s: %w", path, context.Cause(ctx))
+	}
+	if errors.Is(err, ErrUnreachable) {
+		return fmt.Errorf("asking %s: %w", path, err)
+	}
+	return fmt.Errorf("asking %s: %w: %w", path, ErrAborted, err)
+}
+
+func refusal(resp *http.Response) error {
+	var e struct {
+		Error string `json:"error"`
+	}
+	data, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // what could be read is what there is to tell
+	if json.Unmarshal(data, &e) != nil || e.Error == "" {
+		e.Error = string(bytes.TrimSpace(data))
+	}
+	if e.Error == "" {
+		e.Error = http.StatusText(resp.StatusCode)
+	}
+	return &StatusError{Status: resp.StatusCode, Message: e.Error}
+}
+
+// call makes a request whose answer is one JSON document.
+func (c *Client) call(ctx context.Context, limit time.Duration, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	body, err := c.open(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	data, err := io.ReadAll(io.LimitReader(body, maxDocument))
+	if err != nil {
+		return c.failure(ctx, path, err)
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("decoding %s: %w", path, err)
+	}
+	return nil
+}
+
+// maxDocument bounds one answer: /api/show carries licences and templates,
+// /api/embed vectors.
+const maxDocument = 64 << 20

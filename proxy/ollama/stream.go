@@ -1,0 +1,131 @@
+package ollama
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/ollama/ollama/api"
+)
+
+// maxLine bounds one line of a stream. Ollama's longest are tool calls and the
+// last line of a generate, which lists a context's token numbers.
+const maxLine = 8 << 20
+
+// Chat runs req as a stream and hands each piece to each, the last one with
+// Done set. It returns nil only when that one has come; a piece must not be
+// kept. An error from each ends the stream and is returned. Streaming,
+// truncation, shifting and keep_alive of req are overruled, see the package
+// comment; req itself is not changed.
+func (c *Client) Chat(ctx context.Context, req *api.ChatRequest, each func(*api.ChatResponse) error) error {
+	r := *req
+	r.Stream, r.Truncate, r.Shift, r.KeepAlive = new(true), new(false), new(false), nil
+	type line struct {
+		api.ChatResponse
+		Error string `json:"error"`
+	}
+	return c.stream(ctx, "/api/chat", &r, func(data []byte) (bool, error) {
+		var l line
+		if err := json.Unmarshal(data, &l); err != nil {
+			return false, malformed(err)
+		}
+		if l.Error != "" {
+			return false, &StatusError{Status: http.StatusInternalServerError, Message: l.Error}
+		}
+		return l.Done, each(&l.ChatResponse)
+	})
+}
+
+// Generate is Chat for a bare prompt.
+func (c *Client) Generate(ctx context.Context, req *api.GenerateRequest, each func(*api.GenerateResponse) error) error {
+	r := *req
+	r.Stream, r.Truncate, r.Shift, r.KeepAlive = new(true), new(false), new(false), nil
+	type line struct {
+		api.GenerateResponse
+		Error string `json:"error"`
+	}
+	return c.stream(ctx, "/api/generate", &r, func(data []byte) (bool, error) {
+		var l line
+		if err := json.Unmarshal(data, &l); err != nil {
+			return false, malformed(err)
+		}
+		if l.Error != "" {
+			return false, &StatusError{Status: http.StatusInternalServerError, Message: l.Error}
+		}
+		return l.Done, each(&l.GenerateResponse)
+	})
+}
+
+// Embed returns one unit vector per input. Input that does not fit is a 400.
+// It lasts as long as ctx and Config.Stall allow.
+func (c *Client) Embed(ctx context.Context, req *api.EmbedRequest) (*api.EmbedResponse, error) {
+	r := *req
+	r.Truncate, r.KeepAlive = new(false), nil
+	limit := c.cfg.Stall
+	if limit <= 0 {
+		limit = forever
+	}
+	out := new(api.EmbedResponse)
+	if err := c.call(ctx, limit, http.MethodPost, "/api/embed", &r, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+const forever = 1<<63 - 1 // as a time.Duration: 292 years
+
+// malformed is a line that is no JSON: what a cut in the middle of one leaves.
+func malformed(err error) error { return fmt.Errorf("%w: %w", ErrAborted, err) }
+
+// stream posts in and hands every line of the answer to each, which says
+// whether it was the last one. Whoever leaves early, by ctx or by an error of
+// each, closes the connection: Ollama stops at its next token. each must not
+// block, because a stream nobody reads holds its model's slot for ever.
+func (c *Client) stream(ctx context.Context, path string, in any, each func(line []byte) (last bool, err error)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	alive := func() {}
+	if c.cfg.Stall > 0 {
+		watch := time.AfterFunc(c.cfg.Stall, func() { cancel(ErrStalled) })
+		defer watch.Stop()
+		alive = func() { watch.Reset(c.cfg.Stall) }
+	}
+	body, err := c.open(ctx, http.MethodPost, path, in)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+
+	lines := bufio.NewScanner(body)
+	lines.Buffer(make([]byte, 0, 4<<10), maxLine)
+	for lines.Scan() {
+		alive()
+		if len(lines.Bytes()) == 0 {
+			continue
+		}
+		last, err := each(lines.Bytes())
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return fmt.Errorf("reading %s: %w", path, context.Cause(ctx))
+		case err != nil:
+			return err
+		case last:
+			// To its end, so that the connection can be used again.
+			late := time.AfterFunc(time.Second, func() { cancel(nil) })
+			defer late.Stop()
+			_, _ = io.Copy(io.Discard, body)
+			return nil
+		}
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("reading %s: %w", path, context.Cause(ctx))
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("reading %s: %w: %w", path, ErrAborted, err)
+	}
+	return fmt.Errorf("reading %s: %w", path, ErrAborted)
+}
