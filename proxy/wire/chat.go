@@ -1,0 +1,591 @@
+package wire
+
+import (
+	"cmp"
+	"encoding/base64"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/sashabaranov/go-openai"
+)
+
+// Limits bound what a request may hold. A field left 0 has its default.
+type Limits struct {
+	Messages    int // 2048
+	Tools       int // 128, as OpenAI
+	Images      int // 32 in all messages
+	ImageBytes  int // 20 MiB for one image, decoded
+	Depth       int // 100 levels of nested JSON
+	Choices     int // 8: n is refused above it
+	MaxTokens   int // 2^31-1: max_tokens is refused above it (Params.MaxTokensCap lowers it instead)
+	Stops       int // 32
+	SchemaBytes int // 128 KiB for one schema
+}
+
+func (l Limits) orDefault() Limits {
+	return Limits{
+		Messages:    cmp.Or(l.Messages, 2048),
+		Tools:       cmp.Or(l.Tools, 128),
+		Images:      cmp.Or(l.Images, 32),
+		ImageBytes:  cmp.Or(l.ImageBytes, 20<<20),
+		Depth:       cmp.Or(l.Depth, 100),
+		Choices:     cmp.Or(l.Choices, 8),
+		MaxTokens:   cmp.Or(l.MaxTokens, math.MaxInt32),
+		Stops:       cmp.Or(l.Stops, 32),
+		SchemaBytes: cmp.Or(l.SchemaBytes, 128<<10),
+	}
+}
+
+// Chat is a chat completion request. A nil pointer is a field the client left
+// out, sent as null or, for MaxTokens, as 0.
+type Chat struct {
+	Model    string // the id asked for
+	Messages []Message
+
+	Stream       bool
+	IncludeUsage bool // stream_options.include_usage
+	N            int  // choices, at least 1
+
+	MaxTokens        *int // the smaller of max_completion_tokens and max_tokens
+	Temperature      *float64
+	TopP             *float64
+	MinP             *float64
+	TopK             *int
+	FrequencyPenalty *float64
+	PresencePenalty  *float64
+	RepeatPenalty    *float64
+	Seed             *int
+	Stop             []string
+	Logprobs         bool
+	TopLogprobs      int
+	ReasoningEffort  string
+
+	Format       Format
+	Tools        []Tool
+	ToolChoice   ToolChoice
+	ParallelOff  bool // parallel_tool_calls: false
+	functionsAPI bool // functions/function_call, answered in kind
+
+	ServiceTier string
+	Metadata    map[string]string
+	User        string
+
+	// Ignored names the fields that were given and have no effect, for
+	// whichever model; see also [Chat.IgnoredFor].
+	Ignored []string
+}
+
+// Message is one message of the conversation. The role is system (also for
+// developer), user, assistant or tool (also for function); adjacent system
+// messages are one, with a blank line between them.
+type Message struct {
+	Role       string
+	Text       string   // text parts are joined with a newline
+	Images     [][]byte // decoded data URLs
+	ToolCalls  []ToolCall
+	ToolCallID string
+	Name       string // of the tool that answers, where the client says it
+}
+
+// ToolCall is a call the model made in an earlier turn.
+type ToolCall struct {
+	ID, Name  string
+	Arguments string // JSON, as the model wrote it
+}
+
+// FormatKind is what response_format asks for.
+type FormatKind uint8
+
+// The kinds of response_format.
+const (
+	FormatText FormatKind = iota
+	FormatJSON
+	FormatSchema
+)
+
+// Format is response_format.
+type Format struct {
+	Kind   FormatKind
+	Name   string
+	Strict bool   // the answer is checked against Schema
+	Schema []byte // compact JSON, members in the client's order
+
+	compiled *jsonschema.Schema
+}
+
+// Tool is a function the model may call.
+type Tool struct {
+	Name, Description string
+	Strict            bool
+	Parameters        []byte // a JSON schema, compact; empty if none was given
+}
+
+// ToolChoice says whether tools are to be called.
+type ToolChoice struct {
+	Mode    ToolMode
+	Allowed []string // names of the tools that may be called; nil = all
+}
+
+// ToolMode is the mode of a [ToolChoice].
+type ToolMode uint8
+
+// The modes of tool_choice; a tool asked for by name is ToolRequired with one
+// name allowed.
+const (
+	ToolAuto ToolMode = iota
+	ToolNone
+	ToolRequired
+)
+
+const roleFunction = "function" // deprecated form of tool
+
+//nolint:gochecknoglobals // compiled tables of the names each object may use
+var (
+	chatKeys = newKeys(
+		"model", "messages", "stream", "stream_options", "n",
+		"max_tokens", "max_completion_tokens", "temperature", "top_p", "min_p", "top_k",
+		"frequency_penalty", "presence_penalty", "repeat_penalty", "seed", "stop",
+		"logprobs", "top_logprobs", "reasoning_effort", "reasoning",
+		"response_format", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call",
+		"service_tier", "metadata", "user",
+		// Accepted without effect:
+		"store", "logit_bias", "verbosity", "prediction", "audio", "modalities", "web_search_options",
+		"safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "moderation",
+		"num_ctx", "keep_alive", "options", "think", "format",
+	)
+	streamKeys  = newKeys("include_usage", "include_obfuscation")
+	reasonKeys  = newKeys("effort")
+	messageKeys = newKeys("role", "content", "name", "tool_calls", "tool_call_id", "function_call",
+		"refusal", "audio", "annotations", "reasoning", "reasoning_content", "thinking")
+	partKeys     = newKeys("type", "text", "refusal", "image_url")
+	imageKeys    = newKeys("url", "detail")
+	callKeys     = newKeys("id", "type", "function", "custom", "index")
+	functionKeys = newKeys("name", "description", "parameters", "strict", "arguments")
+	formatKeys   = newKeys("type", "json_schema")
+	schemaKeys   = newKeys("name", "description", "schema", "strict")
+	toolKeys     = newKeys("type", "function", "custom")
+	choiceKeys   = newKeys("type", "function", "custom", "allowed_tools")
+	allowedKeys  = newKeys("mode", "tools")
+	noKeys       = newKeys()
+)
+
+// DecodeChat reads the body of a chat completion request in one strict scan.
+// The error is an [*Error].
+func DecodeChat(body []byte, lim Limits) (*Chat, error) {
+	lim = lim.orDefault()
+	s := newScan(body, lim.Depth)
+	d := decoder{scan: s, lim: lim, chat: &Chat{N: 1}}
+	d.request()
+	if err := s.end(); err != nil {
+		return nil, err
+	}
+	if err := d.finish(); err != nil {
+		return nil, err
+	}
+	return d.chat, nil
+}
+
+type decoder struct {
+	*scan
+	lim      Limits
+	chat     *Chat
+	images   int
+	messages int  // before adjacent system messages became one
+	top      *int // top_logprobs
+
+	choice, legacyChoice *ToolChoice // tool_choice, function_call
+	legacy               []Tool      // functions
+}
+
+func (d *decoder) request() {
+	c := d.chat
+	for key := range d.object(chatKeys) {
+		switch key {
+		case "model":
+			c.Model = d.text()
+		case "messages":
+			d.conversation()
+		case "stream":
+			c.Stream = d.bool()
+		case "stream_options":
+			d.streamOptions()
+		case "n":
+			c.N = d.int(1, d.lim.Choices)
+		case "max_tokens", "max_completion_tokens":
+			if n := d.int(0, d.lim.MaxTokens); n > 0 && (c.MaxTokens == nil || n < *c.MaxTokens) {
+				c.MaxTokens = &n
+			}
+		case "temperature":
+			c.Temperature = d.optional(0, 2)
+		case "top_p":
+			c.TopP = d.optional(0, 1)
+		case "min_p":
+			c.MinP = d.optional(0, 1)
+		case "top_k":
+			c.TopK = new(d.int(0, math.MaxInt32))
+		case "frequency_penalty":
+			c.FrequencyPenalty = d.optional(-2, 2)
+		case "presence_penalty":
+			c.PresencePenalty = d.optional(-2, 2)
+		case "repeat_penalty":
+			c.RepeatPenalty = d.optional(0, 10)
+		case "seed":
+			c.Seed = new(d.int(math.MinInt, math.MaxInt))
+		case "stop":
+			d.stops()
+		case "logprobs":
+			c.Logprobs = d.bool()
+		case "top_logprobs":
+			d.top = new(d.int(0, 20))
+		case "reasoning_effort":
+			c.ReasoningEffort = d.effort()
+		case "reasoning":
+			for key := range d.object(reasonKeys) {
+				if key == "effort" {
+					c.ReasoningEffort = d.effort()
+				} else {
+					d.ignore("reasoning." + key)
+				}
+			}
+		case "response_format":
+			d.format()
+		case "tools":
+			d.tools()
+		case "tool_choice":
+			d.toolChoice()
+		case "parallel_tool_calls":
+			c.ParallelOff = !d.bool()
+		case "functions":
+			d.functions()
+		case "function_call":
+			d.functionCall()
+		case "service_tier":
+			c.ServiceTier = d.text()
+		case "metadata":
+			d.metadata()
+		case "user":
+			c.User = d.text()
+		default:
+			d.ignore(key)
+		}
+	}
+}
+
+// optional reads a number that stays distinguishable from an absent one.
+func (d *decoder) optional(low, high float64) *float64 { return new(d.float(low, high)) }
+
+// ignore steps over a value without effect and remembers its name, where that
+// is fit for a response header.
+func (d *decoder) ignore(name string) {
+	d.skip()
+	const most = 32
+	if len(d.chat.Ignored) < most && plain(name) && !slices.Contains(d.chat.Ignored, name) {
+		d.chat.Ignored = append(d.chat.Ignored, name)
+	}
+}
+
+// plain reports whether name may stand in a header as it is.
+func plain(name string) bool {
+	if name == "" || len(name) > 64 {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '.' && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+func (d *decoder) streamOptions() {
+	for key := range d.object(streamKeys) {
+		if key == "include_usage" {
+			d.chat.IncludeUsage = d.bool()
+		} else {
+			d.ignore("stream_options." + key)
+		}
+	}
+}
+
+// stops reads stop. An empty string is dropped: the model's server would find
+// it at once in any text.
+func (d *decoder) stops() {
+	one := func() {
+		if stop := d.text(); stop != "" {
+			d.chat.Stop = append(d.chat.Stop, stop)
+		}
+	}
+	switch d.peek() {
+	case '"':
+		one()
+	case '[':
+		for i := range d.array() {
+			if i == d.lim.Stops {
+				d.tooMany("stop sequences", d.lim.Stops)
+				return
+			}
+			one()
+		}
+	default:
+		d.wrongType("a string or an array of strings")
+	}
+}
+
+func (d *decoder) tooMany(what string, most int) {
+	d.badValue("at most " + strconv.Itoa(most) + " " + what + " are accepted")
+}
+
+func (d *decoder) effort() string {
+	effort := d.text()
+	switch effort {
+	case "none", "minimal", "low", "medium", "high", "xhigh", "max":
+	default:
+		d.badValue("expected none, minimal, low, medium, high, xhigh or max")
+	}
+	return effort
+}
+
+func (d *decoder) metadata() {
+	d.chat.Metadata = map[string]string{}
+	for key := range d.object(noKeys) {
+		d.chat.Metadata[key] = d.text()
+	}
+}
+
+func (d *decoder) conversation() {
+	c := d.chat
+	for i := range d.array() {
+		if i == d.lim.Messages {
+			d.tooMany("messages", d.lim.Messages)
+			return
+		}
+		d.messages++
+		m := d.message()
+		if n := len(c.Messages); m.Role == openai.ChatMessageRoleSystem && n > 0 && c.Messages[n-1].Role == m.Role {
+			c.Messages[n-1].Text += "\n\n" + m.Text
+			continue
+		}
+		c.Messages = append(c.Messages, m)
+	}
+}
+
+func (d *decoder) message() Message {
+	var m Message
+	var content, role bool
+	for key := range d.object(messageKeys) {
+		switch key {
+		case "role":
+			role = true
+			m.Role = d.text()
+			switch m.Role {
+			case openai.ChatMessageRoleSystem, openai.ChatMessageRoleUser, openai.ChatMessageRoleAssistant, openai.ChatMessageRoleTool:
+			case openai.ChatMessageRoleDeveloper:
+				m.Role = openai.ChatMessageRoleSystem
+			case roleFunction:
+				m.Role = openai.ChatMessageRoleTool
+			default:
+				d.badValue("expected system, developer, user, assistant, tool or function")
+			}
+		case "content":
+			content = true
+			d.content(&m)
+		case "name":
+			m.Name = d.text()
+		case "tool_calls":
+			for range d.array() {
+				m.ToolCalls = append(m.ToolCalls, d.toolCall())
+			}
+		case "function_call":
+			m.ToolCalls = append(m.ToolCalls, d.calledFunction())
+		case "tool_call_id":
+			m.ToolCallID = d.text()
+		case "refusal", "audio", "annotations", "reasoning", "reasoning_content", "thinking":
+			d.skip() // parts of an earlier answer, sent back
+		default:
+			d.ignore("messages." + key)
+		}
+	}
+	switch {
+	case d.err != nil:
+	case !role:
+		d.missing("role")
+	case content:
+	case m.Role == openai.ChatMessageRoleSystem || m.Role == openai.ChatMessageRoleUser:
+		d.missing("content")
+	}
+	if m.Name != "" && m.Role != openai.ChatMessageRoleTool {
+		m.Name = "" // a participant's name has no place in the models' templates
+		if !slices.Contains(d.chat.Ignored, "messages.name") {
+			d.chat.Ignored = append(d.chat.Ignored, "messages.name")
+		}
+	}
+	return m
+}
+
+// missing refuses the value being read for a member it lacks.
+func (d *decoder) missing(member string) {
+	d.path = append(d.path, step{key: member})
+	d.fail(codeMissing, "Missing required parameter: '"+d.param()+"'.")
+}
+
+// content reads a string or an array of parts.
+func (d *decoder) content(m *Message) {
+	switch d.peek() {
+	case '"':
+		m.Text = d.text()
+	case '[':
+		var texts []string
+		for range d.array() {
+			if text, ok := d.part(m); ok {
+				texts = append(texts, text)
+			}
+		}
+		m.Text = strings.Join(texts, "\n")
+	default:
+		d.wrongType("a string or an array of parts")
+	}
+}
+
+// part reads one content part; ok says whether it was text.
+func (d *decoder) part(m *Message) (text string, ok bool) {
+	if d.peek() == '"' {
+		return d.text(), true
+	}
+	kind, image := "", false
+	var words, refusal *string
+	for key := range d.object(partKeys) {
+		switch key {
+		case "type":
+			kind = d.text()
+		case "text":
+			words = new(d.text())
+		case "refusal":
+			refusal = new(d.text())
+		case "image_url":
+			image = true
+			d.image(m)
+		default:
+			d.skip()
+		}
+	}
+	if d.err != nil {
+		return "", false
+	}
+	switch kind {
+	case "refusal":
+		words = refusal
+		fallthrough
+	case "text":
+		if words == nil {
+			d.missing(kind)
+			return "", false
+		}
+		return *words, true
+	case "image_url":
+		if !image {
+			d.missing("image_url")
+		}
+	case "thinking", "redacted_thinking", "reasoning": // of an earlier answer, sent back
+	case "":
+		d.missing("type")
+	case "input_audio", "file":
+		d.path = append(d.path, step{key: "type"})
+		d.fail(codeUnsupported, "Unsupported value for '"+d.param()+"': audio and file parts cannot be read by the models served here.")
+	default:
+		d.path = append(d.path, step{key: "type"})
+		d.badValue("expected text, image_url or refusal")
+	}
+	return "", false
+}
+
+// image reads image_url: an object with url or, as some clients have it, the
+// string itself.
+func (d *decoder) image(m *Message) {
+	if d.images++; d.images > d.lim.Images {
+		d.tooMany("images", d.lim.Images)
+		return
+	}
+	if d.peek() == '"' {
+		d.dataURL(m)
+		return
+	}
+	given := false
+	for key := range d.object(imageKeys) {
+		if key == "url" {
+			given = true
+			d.dataURL(m)
+		} else {
+			d.skip()
+		}
+	}
+	if d.err == nil && !given {
+		d.missing("url")
+	}
+}
+
+func (d *decoder) dataURL(m *Message) {
+	if d.peek() != '"' {
+		d.wrongType("a string")
+		return
+	}
+	raw, escaped := d.quoted()
+	if d.err != nil {
+		return
+	}
+	if escaped {
+		raw = unescape(raw)
+	}
+	head, _, found := strings.Cut(string(raw[:min(len(raw), 128)]), ",")
+	if !strings.HasPrefix(head, "data:") || !found || !strings.HasSuffix(head, ";base64") {
+		d.badValue("image URLs are not fetched; send the image as a data URL (data:image/png;base64,...)")
+		return
+	}
+	raw = raw[len(head)+1:]
+	coding := base64.StdEncoding
+	if len(raw)%4 != 0 {
+		coding = base64.RawStdEncoding
+	}
+	if coding.DecodedLen(len(raw)) > d.lim.ImageBytes+2 {
+		d.tooMany("bytes in an image", d.lim.ImageBytes)
+		return
+	}
+	image := make([]byte, coding.DecodedLen(len(raw)))
+	n, err := coding.Decode(image, raw)
+	if err != nil || !isImage(image[:n]) {
+		d.badValue("expected a PNG, JPEG, WebP, GIF or BMP image in base64")
+		return
+	}
+	m.Images = append(m.Images, image[:n])
+}
+
+// isImage knows the formats of the servers' image readers by their first bytes.
+func isImage(b []byte) bool {
+	for _, magic := range []string{"\x89PNG\r\n\x1a\n", "\xff\xd8\xff", "GIF8", "BM"} {
+		if strings.HasPrefix(string(b[:min(len(b), 12)]), magic) {
+			return true
+		}
+	}
+	return len(b) >= 12 && string(b[:4]) == "RIFF" && string(b[8:12]) == "WEBP"
+}
+
+// finish checks what only shows when the whole body was read.
+func (d *decoder) finish() error {
+	c := d.chat
+	switch {
+	case c.Model == "":
+		return invalid(codeMissing, "model", "You must provide a model parameter.")
+	case d.messages == 0:
+		return invalid(codeMissing, "messages", "You must provide a non-empty 'messages' array.")
+	}
+	if d.top != nil && *d.top > 0 {
+		if c.Logprobs {
+			c.TopLogprobs = *d.top
+		} else {
+			c.Ignored = append(c.Ignored, "top_logprobs")
+		}
+	}
+	return d.settleTools()
+}

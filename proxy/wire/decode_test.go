@@ -1,0 +1,340 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const user = `"messages":[{"role":"user","content":"hi"}]`
+
+// refused decodes what must be refused.
+func refused(t *testing.T, body string) *Error {
+	t.Helper()
+	c, err := DecodeChat([]byte(body), Limits{})
+	if err == nil {
+		t.Fatalf("accepted as %+v", c)
+	}
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		t.Fatalf("got %T, want *Error", err)
+	}
+	if e.Status != 400 || e.Type != "invalid_request_error" || e.Message == "" {
+		t.Errorf("got %+v, want a 400 with a type and a message", e)
+	}
+	return e
+}
+
+func TestRefused(t *testing.T) {
+	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
+	for _, tt := range []struct{ name, body, code, param string }{
+		{"empty", ``, codeInvalidJSON, ""},
+		{"blank", " \n", codeInvalidJSON, ""},
+		{"not an object", `[]`, codeInvalidType, ""},
+		{"null", `null`, codeInvalidType, ""},
+		{"cut", `{"model":"a"`, codeInvalidJSON, ""},
+		{"cut in a string", `{"model":"a`, codeInvalidJSON, ""},
+		{"cut in an escape", `{"model":"\u00`, codeInvalidJSON, ""},
+		{"bad escape", `{"model":"\x61"}`, codeInvalidJSON, ""},
+		{"control character", "{\"model\":\"a\n\"}", codeInvalidJSON, ""},
+		{"trailing comma", `{"model":"a",}`, codeInvalidJSON, ""},
+		{"no comma", `{"model":"a" "n":1}`, codeInvalidJSON, ""},
+		{"unquoted key", `{model:"a"}`, codeInvalidJSON, ""},
+		{"leading zero", `{"seed":01}`, codeInvalidJSON, ""},
+		{"bare minus", `{"seed":-}`, codeInvalidJSON, ""},
+		{"no fraction", `{"seed":1.}`, codeInvalidJSON, ""},
+		{"unknown word", `{"stream":tru}`, codeInvalidJSON, ""},
+		{"not a number", `{"temperature":NaN}`, codeInvalidType, "temperature"},
+		{"byte order mark", "\ufeff{}", codeInvalidType, ""},
+		{"bad UTF-8", "{\"model\":\"a\xff\"}", codeInvalidJSON, ""},
+		{"trailing data", `{"model":"a",` + user + `} {}`, codeInvalidJSON, ""},
+		{"trailing NUL", `{"model":"a",` + user + "}\x00", codeInvalidJSON, ""},
+		{"same key twice", `{"model":"a","model":"b",` + user + `}`, codeInvalidJSON, "model"},
+		{"same key twice, once escaped", `{"model":"a","\u006dodel":"b",` + user + `}`, codeInvalidJSON, "model"},
+		{"key by another case", `{"model":"a","Model":"b",` + user + `}`, codeInvalidJSON, "model"},
+		{"key by another case alone", `{"MODEL":"b",` + user + `}`, codeInvalidJSON, "model"},
+		{"key by Unicode case", `{"model":"a",` + user + `,"\u017fTREAM":true}`, codeInvalidJSON, "stream"},
+		{"unknown key twice", `{"x":1,"y":2,"x":3,"model":"a",` + user + `}`, codeInvalidJSON, ""},
+		{"key twice in a message", `{"model":"a","messages":[{"role":"user","content":"a","content":"b"}]}`, codeInvalidJSON, "messages[0].content"},
+		{"key by another case in a message", `{"model":"a","messages":[{"role":"user","content":"a","Content":"b"}]}`, codeInvalidJSON, "messages[0].content"},
+		{"null and again", `{"model":"a","temperature":null,"temperature":1,` + user + `}`, codeInvalidJSON, "temperature"},
+		{"key twice in an ignored value", `{"model":"a",` + user + `,"store":{"a":1,"a":2}}`, codeInvalidJSON, "store"},
+		{"deep", `{"model":"a",` + user + `,"store":` + deep(200) + `}`, codeInvalidJSON, "store"},
+		{"no model", `{` + user + `}`, codeMissing, "model"},
+		{"null model", `{"model":null,` + user + `}`, codeMissing, "model"},
+		{"empty model", `{"model":"",` + user + `}`, codeMissing, "model"},
+		{"model of the wrong type", `{"model":7,` + user + `}`, codeInvalidType, "model"},
+		{"no messages", `{"model":"a"}`, codeMissing, "messages"},
+		{"empty messages", `{"model":"a","messages":[]}`, codeMissing, "messages"},
+		{"messages of the wrong type", `{"model":"a","messages":"hi"}`, codeInvalidType, "messages"},
+		{"message of the wrong type", `{"model":"a","messages":["hi"]}`, codeInvalidType, "messages[0]"},
+		{"null message", `{"model":"a","messages":[null]}`, codeInvalidType, "messages[0]"},
+		{"no role", `{"model":"a","messages":[{"content":"hi"}]}`, codeMissing, "messages[0].role"},
+		{"unknown role", `{"model":"a","messages":[{"role":"boss","content":"hi"}]}`, codeInvalidValue, "messages[0].role"},
+		{"no content", `{"model":"a","messages":[{"role":"user"}]}`, codeMissing, "messages[0].content"},
+		{"content of the wrong type", `{"model":"a","messages":[{"role":"user","content":"a"},{"role":"user","content":7}]}`, codeInvalidType, "messages[1].content"},
+		{"part of the wrong type", `{"model":"a","messages":[{"role":"user","content":[7]}]}`, codeInvalidType, "messages[0].content[0]"},
+		{"part without a type", `{"model":"a","messages":[{"role":"user","content":[{"text":"a"}]}]}`, codeMissing, "messages[0].content[0].type"},
+		{"unknown part", `{"model":"a","messages":[{"role":"user","content":[{"type":"smell"}]}]}`, codeInvalidValue, "messages[0].content[0].type"},
+		{"audio part", `{"model":"a","messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"input_audio","input_audio":{}}]}]}`, codeUnsupported, "messages[0].content[1].type"},
+		{"temperature as a string", `{"model":"a",` + user + `,"temperature":"0"}`, codeInvalidType, "temperature"},
+		{"temperature too high", `{"model":"a",` + user + `,"temperature":2.1}`, codeInvalidValue, "temperature"},
+		{"temperature overflows", `{"model":"a",` + user + `,"temperature":1e999}`, codeInvalidValue, "temperature"},
+		{"top_p below", `{"model":"a",` + user + `,"top_p":-0.1}`, codeInvalidValue, "top_p"},
+		{"max_tokens negative", `{"model":"a",` + user + `,"max_tokens":-1}`, codeInvalidValue, "max_tokens"},
+		{"max_tokens a fraction", `{"model":"a",` + user + `,"max_tokens":1.5}`, codeInvalidType, "max_tokens"},
+		{"seed overflows", `{"model":"a",` + user + `,"seed":99999999999999999999}`, codeInvalidValue, "seed"},
+		{"n over the limit", `{"model":"a",` + user + `,"n":9}`, codeInvalidValue, "n"},
+		{"n of 0", `{"model":"a",` + user + `,"n":0}`, codeInvalidValue, "n"},
+		{"stream as a number", `{"model":"a",` + user + `,"stream":1}`, codeInvalidType, "stream"},
+		{"stream_options as a flag", `{"model":"a",` + user + `,"stream_options":true}`, codeInvalidType, "stream_options"},
+		{"include_usage as a string", `{"model":"a",` + user + `,"stream_options":{"include_usage":"yes"}}`, codeInvalidType, "stream_options.include_usage"},
+		{"stop of the wrong type", `{"model":"a",` + user + `,"stop":[1]}`, codeInvalidType, "stop[0]"},
+		{"too many stops", `{"model":"a",` + user + `,"stop":[` + strings.Repeat(`"x",`, 32) + `"x"]}`, codeInvalidValue, "stop[32]"},
+		{"top_logprobs over 20", `{"model":"a",` + user + `,"top_logprobs":21}`, codeInvalidValue, "top_logprobs"},
+		{"unknown effort", `{"model":"a",` + user + `,"reasoning_effort":"some"}`, codeInvalidValue, "reasoning_effort"},
+		{"unknown format", `{"model":"a",` + user + `,"response_format":{"type":"yaml"}}`, codeInvalidValue, "response_format.type"},
+		{"format as a string", `{"model":"a",` + user + `,"response_format":"json_object"}`, codeInvalidType, "response_format"},
+		{"no schema", `{"model":"a",` + user + `,"response_format":{"type":"json_schema"}}`, codeMissing, "response_format.json_schema"},
+		{"schema of the wrong type", `{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":[]}}}`, codeInvalidType, "response_format.json_schema.schema"},
+		{"invalid schema", `{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":{"type":"thing"}}}}`, codeInvalidValue, "response_format.json_schema.schema"},
+		{"schema with a bad pattern", `{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":{"pattern":"("}}}}`, codeInvalidValue, "response_format.json_schema.schema"},
+		{"schema that reads a file", `{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":{"$ref":"file:///etc/passwd"}}}}`, codeInvalidValue, "response_format.json_schema.schema"},
+		{"schema that fetches", `{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":{"$ref":"http://127.0.0.1/x"}}}}`, codeInvalidValue, "response_format.json_schema.schema"},
+		{"metadata of the wrong type", `{"model":"a",` + user + `,"metadata":{"cv":7}}`, codeInvalidType, "metadata"},
+		{"user of the wrong type", `{"model":"a",` + user + `,"user":7}`, codeInvalidType, "user"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := refused(t, tt.body)
+			if e.Code != tt.code || e.Param != tt.param {
+				t.Errorf("got code %q, param %q (%s), want %q, %q", e.Code, e.Param, e.Message, tt.code, tt.param)
+			}
+		})
+	}
+}
+
+// TestRefusalTellsNothing: what the client wrote stays out of messages.
+func TestRefusalTellsNothing(t *testing.T) {
+	const secret = "jane.doe"
+	for _, body := range []string{
+		`{"model":"a","messages":[{"role":"` + secret + `","content":"x"}]}`,
+		`{"model":"a",` + user + `,"` + secret + `":1,"` + secret + `":2}`,
+		`{"model":"a",` + user + `,"metadata":{"` + secret + `":1}}`,
+		`{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":{"properties":{"` + secret + `":{"type":"` + secret + `"}}}}}}`,
+		`{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":{"$ref":"http://` + secret + `"}}}}`,
+	} {
+		e := refused(t, body)
+		if strings.Contains(e.Message+e.Param+e.Code, secret) {
+			t.Errorf("%+v repeats what the client wrote", e)
+		}
+	}
+}
+
+// TestNestedBracketsAreCheap: depth is refused where it is met, not after the
+// whole body was read into something.
+func TestNestedBracketsAreCheap(t *testing.T) {
+	bodies := [][]byte{
+		[]byte(strings.Repeat("[", 200_000)),
+		[]byte(`{"model":"a",` + user + `,"x":` + strings.Repeat("[", 200_000) + strings.Repeat("]", 200_000) + `}`),
+		[]byte(`{"model":"a",` + user + `,"tools":` + strings.Repeat(`[{"function":`, 100_000) + `}`),
+		[]byte(strings.Repeat(`{"a":`, 200_000)),
+	}
+	for _, body := range bodies {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if _, err := DecodeChat(body, Limits{}); err == nil {
+			t.Error("accepted")
+		}
+		runtime.ReadMemStats(&after)
+		if used := after.TotalAlloc - before.TotalAlloc; used > 64<<10 {
+			t.Errorf("refusing %.20q… of %d bytes took %d bytes", body, len(body), used)
+		}
+	}
+}
+
+// TestManyKeysAreLinear: looking for duplicates must not turn quadratic.
+func TestManyKeysAreLinear(t *testing.T) {
+	var b bytes.Buffer
+	b.WriteString(`{"model":"a",` + user + `,"x":{`)
+	for i := range 200_000 {
+		b.WriteString(`"` + strconv.Itoa(i) + `":0,`)
+	}
+	b.WriteString(`"z":0}}`)
+	start := time.Now()
+	if _, err := DecodeChat(b.Bytes(), Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("200000 keys took %v", took)
+	}
+}
+
+func TestAccepted(t *testing.T) {
+	num := func(f float64) *float64 { return &f }
+	for _, tt := range []struct {
+		name, body string
+		want       func(*Chat)
+	}{
+		{"nulls are absent", `{"model":"a",` + user + `,"temperature":null,"stop":null,"tools":null,"n":null,"stream":null,"metadata":null,"response_format":null,"max_tokens":null,"store":null,"stream_options":null}`, func(*Chat) {}},
+		{"temperature 0", `{"model":"a",` + user + `,"temperature":0}`, func(c *Chat) { c.Temperature = num(0) }},
+		{"smaller of two limits", `{"model":"a",` + user + `,"max_tokens":9,"max_completion_tokens":5}`, func(c *Chat) { c.MaxTokens = new(5) }},
+		{"smaller of two limits, turned", `{"model":"a",` + user + `,"max_completion_tokens":5,"max_tokens":4}`, func(c *Chat) { c.MaxTokens = new(4) }},
+		{"limit 0 is none", `{"model":"a",` + user + `,"max_completion_tokens":0,"max_tokens":4}`, func(c *Chat) { c.MaxTokens = new(4) }},
+		{"whole number as a fraction", `{"model":"a",` + user + `,"seed":4.0e1}`, func(c *Chat) { c.Seed = new(40) }},
+		{"one stop", `{"model":"a",` + user + `,"stop":"END"}`, func(c *Chat) { c.Stop = []string{"END"} }},
+		{"half a surrogate pair", `{"model":"a","messages":[{"role":"user","content":"hi\ud800"}]}`, func(c *Chat) { c.Messages[0].Text = "hi\ufffd" }},
+		{"ignored fields", `{"model":"a",` + user + `,"verbosity":"low","frobnicate":[1,{"A":2,"a":3}],"x y":1}`, func(c *Chat) { c.Ignored = []string{"verbosity", "frobnicate"} }},
+		{"top_logprobs without logprobs", `{"model":"a",` + user + `,"top_logprobs":2}`, func(c *Chat) { c.Ignored = []string{"top_logprobs"} }},
+		{"system messages merge", `{"model":"a","messages":[{"role":"system","content":"a"},{"role":"developer","content":"b"},{"role":"user","content":"hi"},{"role":"system","content":"c"}]}`, func(c *Chat) {
+			c.Messages = []Message{{Role: "system", Text: "a\n\nb"}, {Role: "user", Text: "hi"}, {Role: "system", Text: "c"}}
+		}},
+		{"assistant without content", `{"model":"a","messages":[{"role":"assistant"}]}`, func(c *Chat) { c.Messages = []Message{{Role: "assistant"}} }},
+		{"text format", `{"model":"a",` + user + `,"response_format":{"type":"text"}}`, func(*Chat) {}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := DecodeChat([]byte(tt.body), Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := &Chat{Model: "a", Messages: []Message{{Role: "user", Text: "hi"}}, N: 1}
+			tt.want(want)
+			if diff := cmp.Diff(want, got, cmp.AllowUnexported(Chat{}), cmp.AllowUnexported(Format{})); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// lenient is the part of a request that encoding/json reads for the oracle.
+type lenient struct {
+	Model    string
+	Stream   bool
+	Messages []struct {
+		Role    string
+		Content json.RawMessage
+	}
+}
+
+// flat is the text of a message's content as any reader would see it.
+func flat(t *testing.T, raw json.RawMessage) string {
+	t.Helper()
+	if len(raw) == 0 || string(raw) == "null" {
+		return ""
+	}
+	if raw[0] == '"' {
+		var s string
+		if err := json.Unmarshal(raw, &s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	var parts []json.RawMessage
+	if err := json.Unmarshal(raw, &parts); err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for _, raw := range parts {
+		if raw[0] == '"' {
+			texts = append(texts, flat(t, raw))
+			continue
+		}
+		var part struct{ Type, Text, Refusal string }
+		if err := json.Unmarshal(raw, &part); err != nil {
+			t.Fatal(err)
+		}
+		switch part.Type {
+		case "text":
+			texts = append(texts, part.Text)
+		case "refusal":
+			texts = append(texts, part.Refusal)
+		}
+	}
+	return strings.Join(texts, "\n")
+}
+
+// FuzzDecodeChat holds the scan against encoding/json: what it accepts, a
+// lenient reader of the same bytes sees the same way; what is not JSON it
+// refuses.
+func FuzzDecodeChat(f *testing.F) {
+	for _, seed := range []string{
+		`{"model":"a",` + user + `}`,
+		`{"model":"a","model":"b",` + user + `}`,
+		`{"model":"a","\u006dodel":"b",` + user + `}`,
+		`{"model":"a","Model":"b",` + user + `}`,
+		`{"model":"\ud83d\ude00\ud800x","stream":true,"messages":[{"role":"developer","content":"x"},{"role":"system","content":[{"type":"text","text":"y"},"z"]}]}`,
+		`{"model":"a",` + user + `,"temperature":0.5,"stop":["a"],"seed":-1e2,"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object","properties":{"a":{"$ref":"#/$defs/a"}},"$defs":{"a":{}}}}}}`,
+		`{"model":"a",` + user + `,"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"tool_choice":{"type":"function","function":{"name":"f"}}}`,
+		`{"model":"a","messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":"r"}]}`,
+		`{"model":"a","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgo="}}]}]}`,
+		` { "model" : "a" , "messages" : [ { "role" : "user" , "content" : "b" } ] , "x" : [ 1.5e+3 , true , null ] } `,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		c, err := DecodeChat(body, Limits{})
+		if err != nil {
+			e, ok := errors.AsType[*Error](err)
+			if !ok || e.Status != 400 || e.Message == "" {
+				t.Fatalf("refused with %#v", err)
+			}
+			if !json.Valid(e.AppendJSON(nil)) {
+				t.Fatalf("the refusal is not JSON: %s", e.AppendJSON(nil))
+			}
+			return
+		}
+		var want lenient
+		if err := json.Unmarshal(body, &want); err != nil {
+			t.Fatalf("accepted what encoding/json refuses: %v", err)
+		}
+		if c.Model != want.Model || c.Stream != want.Stream {
+			t.Errorf("model %q, stream %v, want %q, %v", c.Model, c.Stream, want.Model, want.Stream)
+		}
+		var messages []Message
+		for _, m := range want.Messages {
+			text, role := flat(t, m.Content), m.Role
+			switch role {
+			case "developer":
+				role = "system"
+			case "function":
+				role = "tool"
+			}
+			if n := len(messages); role == "system" && n > 0 && messages[n-1].Role == role {
+				messages[n-1].Text += "\n\n" + text
+				continue
+			}
+			messages = append(messages, Message{Role: role, Text: text})
+		}
+		same := slices.EqualFunc(messages, c.Messages, func(a, b Message) bool { return a.Role == b.Role && a.Text == b.Text })
+		if !same {
+			t.Errorf("messages %+v, want %+v", c.Messages, messages)
+		}
+		for _, schema := range append([][]byte{c.Format.Schema}, parameters(c)...) {
+			if len(schema) > 0 && !json.Valid(schema) {
+				t.Errorf("%s is not JSON", schema)
+			}
+		}
+		req, err := c.Request(Params{Model: "m"})
+		if err != nil {
+			return
+		}
+		if _, err := json.Marshal(req); err != nil {
+			t.Errorf("the request upstream cannot be written: %v", err)
+		}
+	})
+}
+
+func parameters(c *Chat) [][]byte {
+	var all [][]byte
+	for _, tool := range c.Tools {
+		all = append(all, tool.Parameters)
+	}
+	return all
+}

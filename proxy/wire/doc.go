@@ -1,0 +1,62 @@
+// Package wire translates between OpenAI's chat completions and Ollama's
+// /api/chat. It is pure: bytes and values in, bytes and values out, no clock
+// and no I/O.
+//
+// A request goes through it like this:
+//
+//  1. [DecodeChat] reads the body in one strict scan into a [Chat].
+//  2. [Chat.Request] turns it, with the [Params] that routing decided, into
+//     Ollama's request; [Chat.AppendKey] into the cache's key.
+//  3. A [Recorder] turns the lines of Ollama's answer into chunks: bytes whose
+//     meaning only this package knows, which can be kept and shared.
+//  4. An [Answer] writes chunks for one client, as the events of a stream or
+//     as one body. Both are made of the same chunks, so a stream and a body can
+//     share one recording.
+//
+// # Fields with effect
+//
+//	model                     may be a virtual name; answered under the same name
+//	messages                  text, text parts, refusal parts; images as data URLs; tool calls and
+//	                          results; role developer is system, function is tool; adjacent system
+//	                          messages are joined
+//	stream                    null and absent are false
+//	stream_options            include_usage
+//	n                         as so many requests; choice i has seed+i
+//	max_completion_tokens     the smaller of the two counts; 0 is unset
+//	max_tokens
+//	temperature, top_p, frequency_penalty, presence_penalty, seed, stop
+//	top_k, min_p, repeat_penalty
+//	                          not OpenAI's, but Ollama's
+//	logprobs, top_logprobs
+//	reasoning_effort          on models that think; also as reasoning.effort
+//	response_format           json_object and json_schema bind the model's grammar; the answer is
+//	                          checked, against the schema where strict is true
+//	tools, tool_choice        functions only
+//	parallel_tool_calls       false keeps the first call
+//	functions, function_call  unless tools are given
+//	service_tier, metadata, user
+//	                          for the caller of this package, none for the model
+//
+// # Fields accepted without effect
+//
+// Named in [Chat.Ignored], whatever their value:
+//
+//	audio, logit_bias, modalities, moderation, prediction, prompt_cache_key,
+//	prompt_cache_options, prompt_cache_retention, safety_identifier, store,
+//	stream_options.include_obfuscation, verbosity, web_search_options,
+//	name in a message that is not a tool's,
+//	Ollama's format, keep_alive, num_ctx, options, think,
+//	and every field not known here.
+//
+// Parts of earlier answers that clients send back are dropped in silence:
+// reasoning, reasoning_content, thinking, refusal, audio and annotations of a
+// message.
+//
+// # Refused
+//
+// Only what would change the meaning, with 400 and the field's name: a wrong
+// type or range, n over the limit, image URLs that are not data URLs, audio and
+// file parts, images for a model without vision, custom tools, an invalid
+// schema. Besides that, bodies that two JSON readers could read differently:
+// a key given twice or in another case, bad UTF-8, trailing data, deep nesting.
+package wire

@@ -1,0 +1,238 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strconv"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+// maxSchemaDepth is enough for any schema that was read within Limits.Depth.
+const maxSchemaDepth = 1 << 16
+
+func (d *decoder) format() {
+	f := &d.chat.Format
+	schema := false
+	for key := range d.object(formatKeys) {
+		switch key {
+		case "type":
+			switch d.text() {
+			case "text":
+			case "json_object":
+				f.Kind = FormatJSON
+			case "json_schema":
+				f.Kind = FormatSchema
+			default:
+				d.badValue("expected text, json_object or json_schema")
+			}
+		case "json_schema":
+			schema = true
+			d.formatSchema()
+		default:
+			d.skip()
+		}
+	}
+	switch {
+	case d.err != nil:
+	case f.Kind == FormatSchema && !schema:
+		d.missing("json_schema")
+	case f.Kind == FormatSchema && f.Schema == nil:
+		f.Kind = FormatJSON // no schema to keep to
+	case f.Kind != FormatSchema:
+		f.Schema, f.compiled = nil, nil
+	}
+}
+
+func (d *decoder) formatSchema() {
+	f := &d.chat.Format
+	for key := range d.object(schemaKeys) {
+		switch key {
+		case "name":
+			f.Name = d.text()
+		case "strict":
+			f.Strict = d.bool()
+		case "schema":
+			f.Schema, f.compiled = d.schema()
+		default:
+			d.skip()
+		}
+	}
+}
+
+// schema reads a JSON schema and compiles it, so that a wrong one is refused
+// here and not by the model's server in words of its own.
+func (d *decoder) schema() ([]byte, *jsonschema.Schema) {
+	if d.peek() != '{' {
+		d.wrongType("an object (a JSON schema)")
+		return nil, nil
+	}
+	raw := d.raw()
+	if d.err != nil {
+		return nil, nil
+	}
+	schema := compact(make([]byte, 0, len(raw)), raw, "")
+	if len(schema) > d.lim.SchemaBytes {
+		d.tooMany("bytes of schema", d.lim.SchemaBytes)
+		return nil, nil
+	}
+	compiled, err := compile(schema)
+	if err != nil {
+		d.badValue("it is not a valid JSON schema" + where(err))
+		return nil, nil
+	}
+	return schema, compiled
+}
+
+var errRemote = errors.New("wire: a schema must not refer to another document")
+
+// nothing loads no document: a schema's $ref must not make the proxy read
+// files or addresses.
+type nothing struct{}
+
+func (nothing) Load(string) (any, error) { return nil, errRemote }
+
+func compile(schema []byte) (*jsonschema.Schema, error) {
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(schema))
+	if err != nil {
+		return nil, err
+	}
+	c := jsonschema.NewCompiler()
+	c.UseLoader(nothing{})
+	const name = "request:schema"
+	if err := c.AddResource(name, doc); err != nil {
+		return nil, err
+	}
+	return c.Compile(name)
+}
+
+// where says what about a schema is wrong, as far as that can be said without
+// repeating it.
+func where(err error) string {
+	if errors.Is(err, errRemote) {
+		return ": $ref to another document"
+	}
+	return ""
+}
+
+// compact appends raw, which is valid JSON, without white space, with strings
+// and numbers spelt in one way, members in their order: the grammar made from
+// a schema writes members in the schema's order, so order is part of its
+// meaning here. A local $ref is moved under root where one is given: "#/x"
+// becomes root+"/x".
+func compact(dst, raw []byte, root string) []byte {
+	isRef := false // the last string was the key $ref
+	for i := 0; i < len(raw); {
+		switch c := raw[i]; {
+		case c == ' ' || c == '\t' || c == '\r' || c == '\n':
+			i++
+		case c == '"':
+			end := i + 1
+			for raw[end] != '"' {
+				if raw[end] == '\\' {
+					end++
+				}
+				end++
+			}
+			text := raw[i+1 : end]
+			if bytes.IndexByte(text, '\\') >= 0 {
+				text = unescape(text)
+			}
+			if root != "" && isRef && len(text) > 0 && text[0] == '#' {
+				text = append([]byte(root), text[1:]...)
+			}
+			isRef = string(text) == "$ref"
+			dst = appendString(dst, string(text))
+			i = end + 1
+		case isNumber(c):
+			end := i
+			for end < len(raw) && (isNumber(raw[end]) || bytes.IndexByte([]byte("+.eE"), raw[end]) >= 0) {
+				end++
+			}
+			dst = appendNumber(dst, raw[i:end])
+			i, isRef = end, false
+		default:
+			if c != ':' {
+				isRef = false
+			}
+			dst = append(dst, c)
+			i++
+		}
+	}
+	return dst
+}
+
+// appendNumber writes 1.0 and 1e0 as 1. A whole number keeps all its digits.
+func appendNumber(dst, raw []byte) []byte {
+	if !bytes.ContainsAny(raw, ".eE") {
+		return append(dst, raw...)
+	}
+	f, err := strconv.ParseFloat(string(raw), 64)
+	if err != nil {
+		return append(dst, raw...)
+	}
+	if f == 0 {
+		return append(dst, '0')
+	}
+	if abs := max(f, -f); abs >= 1e-6 && abs < 1e15 {
+		return strconv.AppendFloat(dst, f, 'f', -1, 64)
+	}
+	return strconv.AppendFloat(dst, f, 'e', -1, 64)
+}
+
+// SchemaKeys returns the property names of the response's schema at all
+// levels, in their order, each once, at most 256.
+func (c *Chat) SchemaKeys() []string {
+	return appendProperties(nil, c.Format.Schema)
+}
+
+// ToolKeys returns the names of the tools and of their parameters, as
+// [Chat.SchemaKeys] does.
+func (c *Chat) ToolKeys() []string {
+	var keys []string
+	for _, tool := range c.Tools {
+		keys = append(keys, tool.Name)
+		keys = appendProperties(keys, tool.Parameters)
+	}
+	return keys
+}
+
+// WantsJSON reports whether the answer must be JSON.
+func (c *Chat) WantsJSON() bool { return c.Format.Kind != FormatText }
+
+// appendProperties appends the names that the "properties" of a schema and of
+// its parts define.
+func appendProperties(dst []string, schema []byte) []string {
+	if len(schema) == 0 {
+		return dst
+	}
+	const most = 256
+	s := newScan(schema, maxSchemaDepth)
+	var walk func(properties bool)
+	walk = func(properties bool) {
+		switch s.peek() {
+		case '{':
+			for key := range s.object(noKeys) {
+				if properties && len(dst) < most && !slices.Contains(dst, key) {
+					dst = append(dst, key)
+				}
+				walk(!properties && key == "properties")
+			}
+		case '[':
+			for range s.array() {
+				walk(false)
+			}
+		default:
+			s.skip()
+		}
+	}
+	walk(false)
+	return dst
+}
+
+// conforms reports whether a JSON text satisfies a schema.
+func conforms(schema *jsonschema.Schema, text []byte) bool {
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	return err == nil && schema.Validate(doc) == nil
+}
