@@ -54,7 +54,8 @@ type Book struct {
 	count  Counters
 	closed bool
 	from   time.Time // exposed time is counted from here
-	linger int       // seat whose linger was already told, -1: none
+	flows  map[string]workflow
+	linger int // seat whose linger was already told, -1: none
 	record bool
 	doubt  bool // a model in the queue may have become impossible
 }
@@ -91,7 +92,7 @@ type move struct {
 // NewBook returns an empty book that starts at now.
 func NewBook(cfg Config, p Policy, now time.Time) *Book {
 	cfg = cfg.withDefaults()
-	b := &Book{cfg: cfg, policy: p, names: map[string]int{}, free: -1, linger: -1, from: now, record: cfg.OnDecision != nil}
+	b := &Book{cfg: cfg, policy: p, names: map[string]int{}, flows: map[string]workflow{}, free: -1, linger: -1, from: now, record: cfg.OnDecision != nil}
 	b.ledger = newLedger(cfg)
 	b.move.load = -1
 	b.view.Now, b.view.IdleSince, b.view.MaxWait = now, now, cfg.MaxWait
@@ -116,7 +117,7 @@ func (b *Book) Ask(now time.Time, m Model, c Class) (Ticket, Effects, error) {
 		return 0, b.fx, ErrQueueFull
 	}
 	t := b.enqueue(i, c)
-	b.arrived(i)
+	b.arrived(i, c)
 	b.doubt = b.doubt || m.Tier == T0
 	b.step()
 	return t, b.fx, nil
@@ -661,10 +662,10 @@ func (b *Book) refuse(i int, err error) {
 }
 
 // arrived learns from a request for seat i.
-func (b *Book) arrived(i int) {
+func (b *Book) arrived(i int, c Class) {
 	s := &b.view.Seats[i]
-	s.rate = s.Rate(b.view.Now) + 1.0/rateTau
-	s.rateAt = b.view.Now
+	s.rate[c] = s.Rate(b.view.Now, c) + 1.0/rateTau
+	s.rateAt[c] = b.view.Now
 	if !s.idleAt.IsZero() && s.Leases == 0 && s.Queued() == 1 {
 		learn(&s.Gap, b.view.Now.Sub(s.idleAt), gapMemory)
 		s.idleAt = time.Time{}

@@ -175,7 +175,7 @@ func drawModels(t *rapid.T) []Model {
 	return models
 }
 
-func policies() []Policy { return []Policy{LRU{}, FIFO{}} }
+func policies() []Policy { return []Policy{LRU{}, FIFO{}, Latency(), Balanced(), Economy()} }
 
 // TestBookInvariants throws random events at the book under every policy.
 func TestBookInvariants(t *testing.T) {
@@ -232,6 +232,13 @@ func TestBookInvariants(t *testing.T) {
 					delete(r.real, name)
 				}
 				must(r.apply(r.b.Lost(r.now, name)))
+			},
+			"expect": func(t *rapid.T) {
+				var steps []Step
+				for range rapid.IntRange(0, 4).Draw(t, "steps") {
+					steps = append(steps, Step{Model: model().Name, Work: 2 * time.Second})
+				}
+				must(r.apply(r.b.Expect(r.now, rapid.SampledFrom([]string{"x", "y"}).Draw(t, "run"), steps)))
 			},
 			"drop": func(*rapid.T) {
 				fx, _ := r.b.Drop(r.now, model().Name)

@@ -205,14 +205,17 @@ func warm(v *View, after time.Duration) Plan {
 // quiet is how long without a request it takes until the model's rate has
 // fallen to idleRate.
 func (s *Seat) quiet(now time.Time) time.Duration {
-	d := rateTau * math.Log(s.Rate(now)/idleRate)
+	d := rateTau * math.Log(s.rates(now)/idleRate)
 	return time.Duration(max(d, 1) * float64(time.Second))
 }
+
+// rates is the recent arrival rate of both classes.
+func (s *Seat) rates(now time.Time) float64 { return s.Rate(now, Interactive) + s.Rate(now, Batch) }
 
 // lower reports whether an idle model y has a lower claim to stay than wanted x
 // has to return.
 func lower(y, x *Seat, now time.Time) bool {
-	return y.Idle() && y.Model.Tier > x.Model.Tier && y.Rate(now) <= x.Rate(now)+idleRate
+	return y.Idle() && y.Model.Tier > x.Model.Tier && !y.expected(now) && y.rates(now) <= x.rates(now)+idleRate
 }
 
 // idleRate is an arrival rate too low to hold a seat against a kept-warm

@@ -251,6 +251,16 @@ func (s *Scheduler) Foreign(models map[string]Bytes) {
 	s.applyLocked(s.book.Foreign(time.Now(), size, len(models)))
 }
 
+// Expect declares what a workflow run will ask for next, so that its models can
+// be prefetched: steps[0] is being asked now, the others follow. Each call
+// replaces the run's last, no steps end it, and a run not heard of for ten
+// minutes is forgotten.
+func (s *Scheduler) Expect(run string, steps []Step) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.applyLocked(s.book.Expect(time.Now(), run, steps))
+}
+
 // EstimateWait is how long a request for m would wait if it asked now, from
 // learnt service and load times. It is a guess, never 0 for a model with a
 // queue.

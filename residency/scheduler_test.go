@@ -174,7 +174,7 @@ func TestSwapWaitsForTheVictim(t *testing.T) {
 }
 
 func TestOneLoadForAllWaiters(t *testing.T) {
-	bench(t, Config{}, LRU{}, func(s *Scheduler, l *sleeper) {
+	bench(t, Config{}, Latency(), func(s *Scheduler, l *sleeper) {
 		t := l.t
 		_, deepseek, _, _ := catalog()
 		deepseek.Slots = 4
@@ -238,7 +238,7 @@ func TestQueueFull(t *testing.T) {
 }
 
 func TestTooBig(t *testing.T) {
-	bench(t, Config{}, LRU{}, func(s *Scheduler, l *sleeper) {
+	bench(t, Config{}, Latency(), func(s *Scheduler, l *sleeper) {
 		t := l.t
 		phi, _, _, _ := catalog()
 		s.Preload(phi)
@@ -289,7 +289,7 @@ func TestLoadFailure(t *testing.T) {
 }
 
 func TestLostModelIsLoadedAgain(t *testing.T) {
-	bench(t, Config{}, LRU{}, func(s *Scheduler, l *sleeper) {
+	bench(t, Config{}, Latency(), func(s *Scheduler, l *sleeper) {
 		t := l.t
 		phi, _, _, _ := catalog()
 		s.Preload(phi)
@@ -334,7 +334,7 @@ func TestForeignModelsShrinkTheRoom(t *testing.T) {
 }
 
 func TestOperatorUnload(t *testing.T) {
-	bench(t, Config{}, LRU{}, func(s *Scheduler, l *sleeper) {
+	bench(t, Config{}, Latency(), func(s *Scheduler, l *sleeper) {
 		t := l.t
 		phi, deepseek, _, _ := catalog()
 		s.Preload(phi)
@@ -389,7 +389,7 @@ func TestCancelAgainstGrant(t *testing.T) {
 	// The context ends at the very instant the lease before is released, so
 	// the race goes both ways; in neither may a lease leak.
 	for range 200 {
-		bench(t, Config{}, LRU{}, func(s *Scheduler, l *sleeper) {
+		bench(t, Config{}, Latency(), func(s *Scheduler, l *sleeper) {
 			t := l.t
 			phi, _, _, _ := catalog()
 			first, err := s.Acquire(t.Context(), phi, Interactive)

@@ -17,9 +17,10 @@ type View struct {
 	Running   int           // leases out
 	Waiting   [classes]int  // requests queued, by class
 	IdleSince time.Time     // when Running last became 0
+	Mistrust  bool          // declared workflows have proved wrong too often
 	Seats     []Seat
 
-	victims []int // scratch of the policy being asked
+	victims, chosen []int // scratch of the policy being asked
 }
 
 // Seat is one model with its queues and what was learnt about it.
@@ -45,8 +46,8 @@ type Seat struct {
 	Gap      time.Duration // mean time from falling idle to the next request; 0: not known
 	NextUse  time.Time     // when a declared workflow will ask for it; zero: not declared
 
-	rate     float64 // requests per second, decayed to rateAt
-	rateAt   time.Time
+	rate     [classes]float64 // requests per second, decayed to rateAt
+	rateAt   [classes]time.Time
 	failures int
 	failErr  error
 	epoch    uint32 // counts losses, tells orphans apart
@@ -76,12 +77,12 @@ func (q *Queue) Rent(now time.Time) float64 {
 	return float64(q.Len)*now.Sub(q.base).Seconds() - float64(q.sum)/1e6
 }
 
-// Rate is the recent arrival rate in requests per second.
-func (s *Seat) Rate(now time.Time) float64 {
-	if s.rate == 0 {
+// Rate is the recent arrival rate of a class in requests per second.
+func (s *Seat) Rate(now time.Time, c Class) float64 {
+	if s.rate[c] == 0 {
 		return 0
 	}
-	return s.rate * math.Exp(-now.Sub(s.rateAt).Seconds()/rateTau)
+	return s.rate[c] * math.Exp(-now.Sub(s.rateAt[c]).Seconds()/rateTau)
 }
 
 // Queued is the number of requests waiting for the model.
