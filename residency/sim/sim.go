@@ -1,0 +1,193 @@
+package sim
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"tenure/residency"
+)
+
+// Setup describes a run. Its zero fields take Defaults.
+type Setup struct {
+	Workload string // poisson, gamma, pipeline, batch, starvation or alternating
+	Mix      string // pipeline: a fifth of each task; t1: mostly parsing and bias detection
+	Rho      float64
+	CV       float64 // of the gaps between arrivals, for gamma
+	Requests int
+	Clients  int
+	Window   int // lines a batch client keeps open
+	Slots    int
+	MaxWait  time.Duration
+	Seed     uint64
+	Horizon  time.Duration // of starvation
+	Budget   residency.Bytes
+	Physics  Physics
+
+	Preset       string // of CARP: latency, balanced or economy
+	Hints        bool   // pipeline clients declare their workflow
+	ServiceScale float64
+	LoadScale    float64
+	Greedy       bool
+	NoLinger     bool
+
+	Limit    int            // events, 0: no limit
+	Progress func(done int) // called now and then with the requests finished
+}
+
+// WithDefaults fills the zero fields with the reference's base case.
+func (s Setup) WithDefaults() Setup {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	if s.Mix == "" {
+		s.Mix = "pipeline"
+	}
+	if s.Workload == "" {
+		s.Workload = "poisson"
+	}
+	if s.Rho == 0 && s.Workload != "batch" {
+		s.Rho = .7
+	}
+	if s.CV == 0 {
+		s.CV = 4
+	}
+	switch s.Workload {
+	case "alternating":
+		def(&s.Requests, 40)
+		if s.Budget == 0 {
+			s.Budget = 12 * residency.GiB
+		}
+	case "batch":
+		def(&s.Requests, 1000)
+	case "pipeline":
+		def(&s.Requests, 320)
+	}
+	def(&s.Requests, 6000)
+	def(&s.Clients, 1)
+	def(&s.Window, 64)
+	def(&s.Slots, 2)
+	if s.MaxWait == 0 {
+		s.MaxWait = time.Minute
+	}
+	if s.Horizon == 0 {
+		s.Horizon = time.Hour
+	}
+	if s.Budget == 0 {
+		s.Budget = 20 * residency.GiB
+	}
+	if s.Physics == (Physics{}) {
+		s.Physics = BasePhysics()
+	}
+	if s.Preset == "" {
+		s.Preset = "latency"
+	}
+	return s
+}
+
+// Policies lists what Run can play.
+func Policies() []string { return []string{"fifo", "lru", "ollama", "llama-swap", "carp"} }
+
+// Run plays the setup's workload through one policy. An error means that the
+// setup is wrong or the scheduler broke a promise (deadlock, a request started
+// on an absent model, an unload under a running request).
+func Run(s Setup, policy string) (Result, error) {
+	s = s.WithDefaults()
+	src, err := s.workload()
+	if err != nil {
+		return Result{}, err
+	}
+	e := newEngine(s.Physics, Models(s.Slots), s.Budget, src)
+	e.times = timesOf(e)
+	srv, err := s.server(e, policy)
+	if err != nil {
+		return Result{}, err
+	}
+	e.srv = srv
+	for _, m := range s.base() {
+		srv.preload(m)
+	}
+	loads0 := len(s.base())
+	if err := e.run(s.Limit, s.Progress); err != nil {
+		return Result{}, fmt.Errorf("%s: %w", policy, err)
+	}
+	res := e.rec.result(s, policy, src, loads0)
+	res.Events = e.events
+	return res, nil
+}
+
+// base is the models resident when the workload begins.
+func (s Setup) base() []int {
+	if s.Workload == "alternating" {
+		return []int{phi}
+	}
+	base := []int{phi}
+	used := Models(1)[phi].Size
+	for _, m := range []int{deepseek, mistral} {
+		if size := Models(1)[m].Size; used+size <= s.Budget {
+			base = append(base, m)
+			used += size
+		}
+	}
+	return base
+}
+
+type preloader interface {
+	server
+	preload(m int)
+}
+
+func (s Setup) server(e *engine, policy string) (preloader, error) {
+	const maxModels = 3
+	var p residency.Policy
+	switch policy {
+	case "ollama":
+		return newOllama(e, maxModels), nil
+	case "llama-swap":
+		return newLlamaSwap(e, maxModels), nil
+	case "fifo":
+		p = residency.FIFO{}
+	case "lru":
+		p = residency.LRU{}
+	case "carp":
+		preset, err := residency.Preset(s.Preset)
+		if err != nil {
+			return nil, err
+		}
+		c, _ := preset.(residency.CARP)
+		c.ServiceScale, c.LoadScale, c.Greedy, c.Beta = s.ServiceScale, s.LoadScale, s.Greedy, s.Physics.Beta
+		if s.NoLinger {
+			c.LingerMax = 0
+		}
+		p = c
+	default:
+		return nil, fmt.Errorf("policy %q: want one of %v", policy, Policies())
+	}
+	b := newBookServer(e, residency.Config{Budget: s.Budget, MaxModels: maxModels, QueueLimit: 1 << 30, MaxWait: s.MaxWait}, p)
+	if s.Hints && s.Workload == "pipeline" {
+		b.hints = pipelineHints
+	}
+	return b, nil
+}
+
+// pipelineHints declares the rest of a candidate's stages.
+func pipelineHints(r request) (string, []residency.Step) {
+	models, all := Models(1), tasks()
+	var steps []residency.Step
+	for _, t := range all[r.step:] {
+		steps = append(steps, residency.Step{Model: models[t.model].Name, Work: time.Duration((t.lo + t.hi) / 2 * 1e9)})
+	}
+	return strconv.Itoa(r.client), steps
+}
+
+// timesOf is cold loads once and loads from the page cache after.
+func timesOf(e *engine) func(m, nth int) time.Duration {
+	return func(m, nth int) time.Duration {
+		if nth == 0 {
+			return e.models[m].LoadTime
+		}
+		return min(warmLoad, e.models[m].LoadTime)
+	}
+}
