@@ -205,7 +205,10 @@ func TestFlightOverItsCap(t *testing.T) {
 		}
 		r, _, _ := c.Do(q, long)
 		read := 0
-		for range r.Chunks(t.Context()) {
+		for _, err := range r.Chunks(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			if read++; read == 50 {
 				other, o, _ := c.Do(q, speak(0, 0, "other"))
 				want(t, other, o, Miss, "other")

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"io"
 	"iter"
 	"sync"
@@ -183,7 +184,7 @@ func (r *Reader) Chunks(ctx context.Context) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		for {
 			chunk, err := r.Next(ctx)
-			if err == io.EOF || !yield(chunk, err) || err != nil {
+			if errors.Is(err, io.EOF) || !yield(chunk, err) || err != nil {
 				return
 			}
 		}

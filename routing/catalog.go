@@ -9,11 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"tenure/routing/task"
+
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
-
-	"tenure/routing/task"
 )
 
 //go:embed catalog.yaml

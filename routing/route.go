@@ -66,9 +66,9 @@ type Installed struct {
 }
 
 var (
-	// ErrUnknownModel: neither a virtual model nor one of the server's.
+	// ErrUnknownModel refuses what is neither a virtual model nor one of the server's.
 	ErrUnknownModel = errors.New("routing: unknown model")
-	// ErrNotPulled: the catalog's model, and its fallbacks, are not installed.
+	// ErrNotPulled tells that the catalog's model, and its fallbacks, are not installed.
 	ErrNotPulled = errors.New("routing: model is not pulled")
 )
 

@@ -6,9 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"tenure/routing/task"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // short spells names as the program does: without the default tag.
@@ -121,8 +121,11 @@ func names(d Decision) []string {
 
 func TestRoute(t *testing.T) {
 	all := []Installed{
-		{Name: "phi3:mini", Digest: "p"}, {Name: "deepseek-llm:7b", Digest: "d"}, {Name: "mistral", Digest: "m"},
-		{Name: "llama3", Digest: "l"}, {Name: "qwen3:4b", Digest: "q", Model: Model{Name: "qwen3:4b", Tier: 2, Context: 4096, Slots: 1}},
+		{Name: "phi3:mini", Digest: "p"},
+		{Name: "deepseek-llm:7b", Digest: "d"},
+		{Name: "mistral", Digest: "m"},
+		{Name: "llama3", Digest: "l"},
+		{Name: "qwen3:4b", Digest: "q", Model: Model{Name: "qwen3:4b", Tier: 2, Context: 4096, Slots: 1}},
 	}
 	without := func(name string) []Installed {
 		var s []Installed
