@@ -1,0 +1,346 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"tenure/cache"
+	"tenure/proxy/ollama"
+	"tenure/proxy/wire"
+	"tenure/residency"
+	"tenure/routing"
+	"tenure/routing/task"
+
+	"github.com/ollama/ollama/api"
+)
+
+// keyVersion is part of every cache key: raise it when the same request would
+// be translated or routed to another answer than before.
+const keyVersion = "1"
+
+// complete is the one pipeline: decode, route, find or make the answer, encode.
+func (s *Server) complete(ep endpoint) func(*exchange) error {
+	return func(x *exchange) error {
+		body, err := x.body(s.cfg.BodyBytes)
+		if err != nil {
+			return err
+		}
+		chat, err := ep.decode(body, s.cfg.Limits)
+		if err != nil {
+			return err
+		}
+		decision, err := s.router.Route(question(chat))
+		if err != nil {
+			return err
+		}
+		reader, err := s.answer(x, ep, chat, decision)
+		if err != nil {
+			return err
+		}
+		defer reader.Close()
+		if chat.Stream {
+			return s.stream(x, reader)
+		}
+		return s.reply(x, reader)
+	}
+}
+
+// question is what the router may look at.
+func question(chat *wire.Chat) routing.Request {
+	q := routing.Request{Model: chat.Model, Input: task.Input{
+		Tools: chat.ToolKeys(), SchemaKeys: chat.SchemaKeys(), JSON: chat.WantsJSON(), Stream: chat.Stream,
+		Messages: make([]task.Message, len(chat.Messages)),
+	}}
+	for i, m := range chat.Messages {
+		q.Messages[i] = task.Message{Role: m.Role, Text: m.Text}
+		q.Images += len(m.Images)
+	}
+	return q
+}
+
+// answer returns a reader whose first chunk is there: of the task's model, or
+// of the next fallback with more room when the prompt does not fit.
+func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Decision) (*cache.Reader, error) {
+	control, err := parseCacheControl(x.gin.Request.Header.Values("Cache-Control"))
+	if err != nil {
+		return nil, err
+	}
+	x.decision, x.cause = d, d.Cause
+	room, words := 0, leastTokens(chat)
+	for _, candidate := range d.Candidates {
+		facts := s.backend.facts(candidate.Digest)
+		model := seat(candidate, facts)
+		if model.Context <= room {
+			continue // no more room than one that was too small
+		}
+		if words > model.Context {
+			room, x.cause = model.Context, routing.Context
+			continue
+		}
+		job := job{
+			chat: chat, model: model, class: class(chat, &d), decision: &d,
+			params: wire.Params{
+				Model: model.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.Limits.MaxTokens,
+				Temperature: d.Parameters.Temperature, Capabilities: facts.Capabilities,
+			},
+		}
+		x.model = model.Name
+		if job.request, err = chat.Request(job.params); err != nil {
+			return nil, err
+		}
+		reader, outcome, age := s.cache.Do(s.cacheRequest(x, ep, &job, candidate.Digest, control), s.fill(&job))
+		x.outcome, x.cached = outcome, true
+		x.present(chat, chat.IgnoredFor(job.params), age)
+		err := s.await(x, chat, reader)
+		if err == nil {
+			return reader, nil
+		}
+		reader.Close()
+		if !overflow(err) {
+			return nil, err
+		}
+		room, x.cause = model.Context, routing.Context
+	}
+	return nil, errTooLong
+}
+
+// seat is a candidate as the scheduler knows it.
+func seat(c routing.Candidate, facts ollama.Facts) residency.Model {
+	m := residency.Model{
+		Name: c.Name, Size: residency.Bytes(c.Memory * float64(residency.GiB)), Tier: residency.Tier(c.Tier),
+		Context: c.Context, Slots: c.Slots, LoadTime: c.Load,
+	}
+	if facts.Context > 0 {
+		// Ollama would clamp it in silence; asking for what it will give keeps
+		// the request's and the runner's context equal.
+		m.Context = min(m.Context, facts.Context)
+	}
+	return m
+}
+
+// class is how urgent a request is. Nobody waits for a chat application's own
+// jobs.
+func class(chat *wire.Chat, d *routing.Decision) residency.Class {
+	if d.Background() {
+		return residency.Batch
+	}
+	return residency.ClassOf(chat.ServiceTier)
+}
+
+// leastTokens is a floor for the prompt's tokens: no tokenizer of these models
+// makes one token of two words.
+func leastTokens(chat *wire.Chat) int {
+	n := 0
+	for _, m := range chat.Messages {
+		inWord := false
+		for _, r := range m.Text {
+			letter := unicode.IsLetter(r) || unicode.IsDigit(r)
+			if letter && !inWord {
+				n++
+			}
+			inWord = letter
+		}
+	}
+	return n
+}
+
+// job is one answer to be made by one model.
+type job struct {
+	chat     *wire.Chat
+	model    residency.Model
+	class    residency.Class
+	params   wire.Params
+	decision *routing.Decision
+	request  *api.ChatRequest
+	ttl      time.Duration // how long the answer may be kept
+}
+
+// cacheRequest decides whether an answer may be shared and kept, and names it.
+// Cacheable is what is asked at temperature 0, and what the client or the
+// catalog explicitly wants kept.
+func (s *Server) cacheRequest(x *exchange, ep endpoint, j *job, digest string, control cacheControl) cache.Request {
+	temperature, known := j.chat.EffectiveTemperature(j.params)
+	exact := known && temperature == 0
+	j.ttl = j.decision.Parameters.CacheTTL
+	if !exact && !j.decision.Parameters.KeepSampled {
+		j.ttl = control.maxAge // a sampled answer is kept only for who asks for it
+	}
+	if control.noStore || !exact && j.ttl == 0 {
+		return cache.Request{}
+	}
+	if digest == "" {
+		return cache.Request{} // the model's weights are not known yet
+	}
+	options := j.chat.AppendKey(nil, j.params)
+	return cache.Request{
+		Key:    cache.KeyOf([]byte(keyVersion), []byte(x.tenant), []byte(ep.name), []byte(j.decision.Task), []byte(digest), options),
+		MaxAge: control.maxAge, Refresh: control.noCache,
+	}
+}
+
+// admission is how a job came to its seat.
+type admission struct {
+	waited time.Duration
+	cold   bool
+}
+
+func (a *admission) seat() string {
+	if a.cold {
+		return "cold"
+	}
+	return "warm"
+}
+
+// fill makes an answer: a seat, the model's stream, the seat given back.
+func (s *Server) fill(j *job) cache.Fill {
+	return func(ctx context.Context, rec *cache.Recording) (time.Duration, error) {
+		lease, err := s.acquire(ctx, j)
+		if err != nil {
+			return 0, err
+		}
+		defer lease.Release()
+		rec.Open(&admission{waited: lease.Waited, cold: lease.Cold})
+
+		ctx, cancel := withTimeout(ctx, s.cfg.TotalTimeout, errTotalTimeout)
+		defer cancel()
+		recorder := wire.NewRecorder(j.chat, j.params)
+		for choice := range max(j.chat.N, 1) {
+			err = s.ollama.Chat(ctx, j.chat.ForChoice(j.request, choice), func(r *api.ChatResponse) error {
+				chunks, err := recorder.Line(choice, r)
+				for _, c := range chunks {
+					rec.Append(c)
+				}
+				return err
+			})
+			if err != nil {
+				return 0, fmt.Errorf("asking %s: %w", j.model.Name, err)
+			}
+		}
+		if recorder.Truncated() && j.chat.MaxTokens == nil {
+			return 0, nil // cut by our default, not by the client's wish
+		}
+		return j.ttl, nil
+	}
+}
+
+// acquire waits for a seat, and no longer than the queue's clock allows.
+func (s *Server) acquire(ctx context.Context, j *job) (*residency.Lease, error) {
+	ctx, cancel := withTimeout(ctx, s.cfg.QueueTimeout, errQueueTimeout)
+	defer cancel()
+	return s.residency.Acquire(ctx, j.model, j.class)
+}
+
+func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Context, context.CancelFunc) {
+	if d <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, d, cause)
+}
+
+// await returns when the answer's first chunk is there, or tells why it will
+// not come. Who waits for a stream for long is sent the headers meanwhile.
+func (s *Server) await(x *exchange, chat *wire.Chat, reader *cache.Reader) error {
+	timer := time.NewTimer(headersAfter)
+	defer timer.Stop()
+	for {
+		more := reader.More()
+		if a, ok := reader.Opening().(*admission); ok && x.admission == nil {
+			x.admitted(a)
+		}
+		if reader.Ready() {
+			return reader.Failed()
+		}
+		select {
+		case <-more:
+		case <-timer.C:
+			if chat.Stream {
+				if err := x.keepAlive(s.cfg.StallTimeout); err != nil {
+					return err
+				}
+			}
+			timer.Reset(keepAliveEvery)
+		case <-x.ctx.Done():
+			return errClientGone
+		}
+	}
+}
+
+// reply writes the whole answer as one JSON document.
+func (s *Server) reply(x *exchange, reader *cache.Reader) error {
+	var chunks [][]byte
+	for {
+		chunk, err := reader.Next(x.ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return x.readerError(err)
+		}
+		x.count(chunk)
+		chunks = append(chunks, chunk)
+	}
+	body := x.encoder.AppendBody(nil, slices.Values(chunks))
+	h := x.gin.Writer.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	x.gin.Writer.WriteHeader(http.StatusOK)
+	if _, err := x.gin.Writer.Write(body); err != nil {
+		return errClientGone
+	}
+	return nil
+}
+
+// readerError tells a client that left from work that failed.
+func (x *exchange) readerError(err error) error {
+	if x.ctx.Err() != nil {
+		return errClientGone
+	}
+	return err
+}
+
+// count takes the tokens from the chunk that has them.
+func (x *exchange) count(chunk []byte) {
+	if x.firstByte == 0 {
+		x.firstByte = max(x.age(), 1) // zero: none came
+	}
+	if prompt, answer, ok := wire.FinishCounts(chunk); ok {
+		x.prompt, x.answer = prompt, answer
+	}
+}
+
+// cacheControl is what a client says of its answer's freshness.
+type cacheControl struct {
+	noCache, noStore bool
+	maxAge           time.Duration // zero: not said
+}
+
+func parseCacheControl(values []string) (c cacheControl, err error) {
+	for _, v := range values {
+		for directive := range strings.SplitSeq(v, ",") {
+			name, arg, _ := strings.Cut(strings.TrimSpace(directive), "=")
+			switch strings.ToLower(name) {
+			case "no-cache":
+				c.noCache = true
+			case "no-store":
+				c.noStore = true
+			case "max-age":
+				n, err := strconv.ParseUint(strings.Trim(arg, `"`), 10, 31)
+				if err != nil {
+					return c, problem(err, outcomeCaller, http.StatusBadRequest, "invalid_value", 0,
+						"Cache-Control: max-age needs a number of seconds.")
+				}
+				c.maxAge = time.Duration(n) * time.Second
+				c.noCache = c.noCache || n == 0
+			}
+		}
+	}
+	return c, nil
+}

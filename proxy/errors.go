@@ -1,0 +1,198 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+	"time"
+
+	"tenure/cache"
+	"tenure/proxy/ollama"
+	"tenure/proxy/wire"
+	"tenure/residency"
+	"tenure/routing"
+)
+
+// Outcomes of a request, as logs and metrics name them: ok, or whose fault it
+// was.
+const (
+	outcomeOK        = "ok"
+	outcomeCaller    = "caller_invalid_request"
+	outcomeUnknown   = "caller_model_unknown"
+	outcomeCancelled = "caller_cancelled"
+	outcomeStalled   = "caller_stalled"
+	outcomeKey       = "policy_key"
+	outcomeFull      = "policy_queue_full"
+	outcomeQueued    = "policy_queue_timeout"
+	outcomeRefused   = "upstream_refused"
+	outcomeError     = "upstream_error"
+	outcomeAborted   = "upstream_aborted"
+	outcomeTimeout   = "upstream_timeout"
+	outcomeLoad      = "upstream_load_failed"
+	outcomeStopping  = "proxy_stopping"
+	outcomeInternal  = "proxy_internal"
+)
+
+// statusClientGone marks requests whose client left; it is logged, never sent.
+const statusClientGone = 499
+
+// Error is what a client may see, and what of it only the log sees.
+type Error struct {
+	Refusal    wire.Error // what is written
+	Outcome    string
+	RetryAfter time.Duration // zero: no Retry-After
+	Err        error         // for the log
+}
+
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return e.Err.Error()
+	}
+	return e.Refusal.Message
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Causes with which the pipeline ends work.
+var (
+	errQueueTimeout = errors.New("proxy: waited too long for a seat")
+	errTotalTimeout = errors.New("proxy: the answer took too long")
+	errClientGone   = errors.New("proxy: client left")
+	errClientStall  = errors.New("proxy: client stopped reading")
+	errDraining     = errors.New("proxy: shutting down")
+	errTooLong      = errors.New("proxy: the prompt fits no model of the task")
+)
+
+// overflow reports whether Ollama refused a prompt for its length.
+func overflow(err error) bool {
+	s, ok := errors.AsType[*ollama.StatusError](err)
+	return ok && strings.Contains(s.Message, "exceeds the context length")
+}
+
+// explain turns any error into what its client is told. It is the only place
+// where errors meet HTTP.
+func explain(err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return &Error{Refusal: *e, Outcome: outcomeCaller}
+	}
+	if e, ok := errors.AsType[*routing.ModelError](err); ok {
+		return unknownModel(e)
+	}
+	if e, ok := errors.AsType[*residency.QueueFullError](err); ok {
+		return problem(err, outcomeFull, http.StatusTooManyRequests, "queue_full", e.RetryAfter,
+			"Too many requests wait for this model. Try again later.")
+	}
+	if e, ok := errors.AsType[*residency.LoadError](err); ok {
+		return loadFailed(e)
+	}
+	if e, ok := errors.AsType[*ollama.StatusError](err); ok {
+		return upstream(e)
+	}
+	switch {
+	case errors.Is(err, residency.ErrTooBig):
+		return problem(err, outcomeCaller, http.StatusBadRequest, "model_too_large", 0,
+			"This model does not fit into GPU memory.")
+	case errors.Is(err, errTooLong):
+		p := problem(err, outcomeCaller, http.StatusBadRequest, "context_length_exceeded", 0,
+			"The messages exceed the model's maximum context length, and no model for this task has more room.")
+		p.Refusal.Param = "messages"
+		return p
+	case errors.Is(err, errQueueTimeout):
+		return problem(err, outcomeQueued, http.StatusTooManyRequests, "queue_timeout", 10*time.Second,
+			"The model did not become free in time. Try again later.")
+	case errors.Is(err, errDraining), errors.Is(err, cache.ErrClosed), errors.Is(err, residency.ErrClosed):
+		return problem(err, outcomeStopping, http.StatusServiceUnavailable, "shutting_down", 3*time.Second,
+			"The server is shutting down. Try again in a moment.")
+	case errors.Is(err, ollama.ErrUnreachable):
+		return problem(err, outcomeRefused, http.StatusServiceUnavailable, "upstream_unreachable", 5*time.Second,
+			"Ollama cannot be reached. Try again in a moment.")
+	case errors.Is(err, ollama.ErrStalled), errors.Is(err, errTotalTimeout), errors.Is(err, context.DeadlineExceeded):
+		return problem(err, outcomeTimeout, http.StatusGatewayTimeout, "upstream_timeout", 0,
+			"The model did not answer in time.")
+	case errors.Is(err, ollama.ErrAborted):
+		return problem(err, outcomeAborted, http.StatusBadGateway, "upstream_aborted", 0,
+			"The model stopped before its answer was complete.")
+	case errors.Is(err, errClientStall):
+		return problem(err, outcomeStalled, statusClientGone, "client_stalled", 0, "The client stopped reading.")
+	case errors.Is(err, errClientGone), errors.Is(err, context.Canceled):
+		return problem(err, outcomeCancelled, statusClientGone, "client_closed_request", 0, "The client closed the connection.")
+	}
+	return problem(err, outcomeInternal, http.StatusInternalServerError, "internal_error", 0,
+		"An internal error occurred. The log tells more under this request's id.")
+}
+
+func problem(err error, outcome string, status int, code string, retry time.Duration, message string) *Error {
+	kind := "server_error"
+	switch {
+	case status == http.StatusTooManyRequests:
+		kind = "rate_limit_error"
+	case status < http.StatusInternalServerError:
+		kind = "invalid_request_error"
+	}
+	return &Error{
+		Refusal: wire.Error{Status: status, Type: kind, Code: code, Message: message},
+		Outcome: outcome, RetryAfter: retry, Err: err,
+	}
+}
+
+func unknownModel(e *routing.ModelError) *Error {
+	message := fmt.Sprintf("The model %q does not exist. GET /v1/models lists those that do.", clip(e.Asked))
+	if e.Pull != "" {
+		message = fmt.Sprintf("The model %q is not on the server. Run: ollama pull %s", clip(e.Asked), e.Pull)
+	}
+	p := problem(e.Err, outcomeUnknown, http.StatusNotFound, "model_not_found", 0, message)
+	p.Refusal.Param = "model"
+	return p
+}
+
+// clip bounds what of a client's text is sent back.
+func clip(s string) string {
+	if len(s) > 128 {
+		return strings.ToValidUTF8(s[:128], "") + "…"
+	}
+	return s
+}
+
+func loadFailed(e *residency.LoadError) *Error {
+	if errors.Is(e.Err, ollama.ErrUnreachable) {
+		return explain(e.Err)
+	}
+	p := problem(e, outcomeLoad, http.StatusBadGateway, "model_load_failed", 0,
+		fmt.Sprintf("The model %s could not be loaded.", e.Model))
+	if s, ok := errors.AsType[*ollama.StatusError](e.Err); ok {
+		p.Refusal.Message = fmt.Sprintf("The model %s could not be loaded: %s", e.Model, s.Message)
+	}
+	return p
+}
+
+// upstream says what Ollama's own refusal means to a client.
+func upstream(e *ollama.StatusError) *Error {
+	switch {
+	case strings.Contains(e.Message, "invalid JSON schema"):
+		p := problem(e, outcomeCaller, http.StatusBadRequest, "invalid_json_schema", 0, "The response format's schema cannot be used.")
+		p.Refusal.Param = "response_format"
+		return p
+	case e.Status == http.StatusBadRequest:
+		return problem(e, outcomeCaller, http.StatusBadRequest, "invalid_value", 0, "The model refused the request: "+e.Message)
+	case e.Status == http.StatusNotFound:
+		p := problem(e, outcomeUnknown, http.StatusNotFound, "model_not_found", 0, "The model has gone from the server: "+e.Message)
+		p.Refusal.Param = "model"
+		return p
+	case e.Status == http.StatusServiceUnavailable:
+		return problem(e, outcomeFull, http.StatusTooManyRequests, "upstream_busy", 5*time.Second,
+			"Ollama's own queue is full. Try again later.")
+	}
+	return problem(e, outcomeError, http.StatusBadGateway, "upstream_error", 0, "The model failed: "+e.Message)
+}
+
+// retryAfter is a wait as the Retry-After header has it: whole seconds from 1
+// to 60. Clients ignore, or misread, what lies outside.
+func retryAfter(d time.Duration) int {
+	return int(min(max(math.Ceil(d.Seconds()), 1), 60))
+}

@@ -1,0 +1,257 @@
+package proxy
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"tenure/cache"
+	"tenure/proxy/ollama"
+	"tenure/proxy/wire"
+	"tenure/routing"
+
+	"github.com/gin-gonic/gin"
+	"github.com/google/uuid"
+)
+
+// Key is the hash of a key that a client may present. What the key was cannot
+// be read back from memory.
+type Key struct {
+	hash [sha256.Size]byte
+	name string // for logs, and to keep tenants' answers apart
+}
+
+// HashKey returns the Key of a secret.
+func HashKey(secret string) Key {
+	h := sha256.Sum256([]byte(secret))
+	return Key{hash: h, name: hex.EncodeToString(h[:4])}
+}
+
+// find returns the key that secret hashes to. It takes the same time for every
+// secret.
+func find(keys []Key, secret string) (Key, bool) {
+	h := sha256.Sum256([]byte(secret))
+	at := -1
+	for i := range keys {
+		if subtle.ConstantTimeCompare(keys[i].hash[:], h[:]) == 1 {
+			at = i
+		}
+	}
+	if at < 0 {
+		return Key{}, false
+	}
+	return keys[at], true
+}
+
+// presented is the secret a request carries, in any of the headers that
+// clients use.
+func presented(h http.Header) string {
+	if scheme, token, ok := strings.Cut(h.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
+		return strings.TrimSpace(token)
+	}
+	if k := h.Get("Api-Key"); k != "" {
+		return k
+	}
+	return h.Get("X-Api-Key")
+}
+
+// exchange is one request and what became of it: all that the log and the
+// metrics will tell.
+type exchange struct {
+	gin     *gin.Context
+	ctx     context.Context //nolint:containedctx // the request's, for as long as it is served
+	id      string
+	route   string
+	tenant  string
+	started time.Time
+
+	decision  routing.Decision
+	model     string // the real one
+	cause     string
+	outcome   cache.Outcome
+	cached    bool // outcome is set
+	admission *admission
+	encoder   *wire.Answer
+	late      []string // headers that came after the headers were sent
+	unsent    []byte   // of a stream
+	firstByte time.Duration
+	prompt    int
+	answer    int
+	err       *Error
+}
+
+func (x *exchange) age() time.Duration { return time.Since(x.started) }
+
+// serve wraps a handler with what every request gets: an id, the check of its
+// key, one line of log, one count, and an answer even when it panics.
+func (s *Server) serve(route string, handle func(*exchange) error) gin.HandlerFunc {
+	return func(g *gin.Context) {
+		x := &exchange{gin: g, ctx: g.Request.Context(), id: requestID(g.Request.Header), route: route, started: time.Now()}
+		g.Header("X-Request-Id", x.id)
+		if s.cfg.Simulated {
+			g.Header("Tenure-Backend", "simulated")
+		}
+		s.metrics.received.Inc()
+		defer s.finish(x)
+		defer func() {
+			if v := recover(); v != nil {
+				s.fail(x, s.panicked(x, v, debug.Stack()))
+			}
+		}()
+		err := s.admit(x)
+		if err == nil {
+			err = handle(x)
+		}
+		if p, ok := errors.AsType[*cache.PanicError](err); ok {
+			err = s.panicked(x, p.Value, p.Stack)
+		}
+		if err != nil {
+			s.fail(x, err)
+		}
+	}
+}
+
+func (s *Server) panicked(x *exchange, v any, stack []byte) error {
+	s.log.Error("request panicked", "request", x.id, "panic", v, "stack", string(stack))
+	return problem(errors.New("panic"), outcomeInternal, http.StatusInternalServerError, "internal_error", 0,
+		"An internal error occurred. The log tells more under this request's id.")
+}
+
+// requestID takes the client's id when it is harmless, else a new one.
+func requestID(h http.Header) string {
+	id := h.Get("X-Request-Id")
+	if len(id) == 0 || len(id) > 128 {
+		return "req_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	}
+	for _, r := range id {
+		if r <= ' ' || r > '~' || r == '"' {
+			return "req_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+		}
+	}
+	return id
+}
+
+func (s *Server) admit(x *exchange) error {
+	if s.draining.Load() {
+		return errDraining
+	}
+	if len(s.cfg.Keys) == 0 {
+		return nil
+	}
+	key, ok := find(s.cfg.Keys, presented(x.gin.Request.Header))
+	if !ok {
+		return problem(nil, outcomeKey, http.StatusUnauthorized, "invalid_api_key", 0,
+			"The API key is missing or wrong. Send it as: Authorization: Bearer KEY")
+	}
+	x.tenant = key.name
+	return nil
+}
+
+// body reads the request's body whole, up to limit bytes.
+func (x *exchange) body(limit int64) ([]byte, error) {
+	if enc := x.gin.Request.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return nil, problem(nil, outcomeCaller, http.StatusBadRequest, "unsupported_encoding", 0,
+			"Compressed bodies are not accepted: send it without Content-Encoding.")
+	}
+	// The size that is announced saves growing the buffer; it is not trusted.
+	body := make([]byte, 0, min(max(x.gin.Request.ContentLength, 512), 1<<20)+1)
+	r := http.MaxBytesReader(x.gin.Writer, x.gin.Request.Body, limit)
+	for {
+		n, err := r.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		if errors.Is(err, io.EOF) {
+			return body, nil
+		}
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, problem(err, outcomeCaller, http.StatusRequestEntityTooLarge, "request_too_large", 0,
+				"The request's body is over the limit of "+strconv.FormatInt(limit, 10)+" bytes.")
+		}
+		if err != nil {
+			return nil, errClientGone
+		}
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
+	}
+}
+
+// fail tells the client of an error: as the whole answer, or as the last event
+// of a stream that has begun.
+func (s *Server) fail(x *exchange, err error) {
+	x.err = explain(err)
+	if x.err.Refusal.Status == statusClientGone {
+		x.gin.Abort() // nobody is there to be told
+		return
+	}
+	if x.gin.Writer.Written() {
+		s.failStream(x)
+		return
+	}
+	h := x.gin.Writer.Header()
+	h.Set("Content-Type", "application/json")
+	if x.err.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(retryAfter(x.err.RetryAfter)))
+	}
+	if x.err.Refusal.Status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
+	x.gin.Writer.WriteHeader(x.err.Refusal.Status)
+	_, _ = x.gin.Writer.Write(x.err.Refusal.AppendJSON(nil)) // the client may have left; there is no other to tell
+}
+
+// finish counts the request and logs it: ids, names, numbers, never content.
+func (s *Server) finish(x *exchange) {
+	outcome, status := outcomeOK, x.gin.Writer.Status()
+	if x.err != nil {
+		outcome, status = x.err.Outcome, x.err.Refusal.Status
+	}
+	s.metrics.request(x, outcome)
+	attrs := []slog.Attr{
+		slog.String("request", x.id), slog.String("route", x.route), slog.Int("status", status),
+		slog.String("outcome", outcome), slog.Duration("took", x.age()),
+	}
+	if x.tenant != "" {
+		attrs = append(attrs, slog.String("key", x.tenant))
+	}
+	if x.model != "" {
+		attrs = append(attrs, slog.String("task", x.decision.Task), slog.String("cause", x.cause), slog.String("model", x.model))
+	}
+	if x.cached {
+		attrs = append(attrs, slog.String("cache", x.outcome.String()))
+	}
+	if x.admission != nil {
+		attrs = append(attrs, slog.Duration("queued", x.admission.waited), slog.Bool("cold", x.admission.cold))
+	}
+	if x.answer > 0 {
+		attrs = append(attrs, slog.Int("prompt_tokens", x.prompt), slog.Int("completion_tokens", x.answer))
+	}
+	level := slog.LevelInfo
+	if x.err != nil {
+		attrs = append(attrs, slog.String("code", x.err.Refusal.Code))
+		if x.err.Refusal.Status >= http.StatusInternalServerError {
+			level = slog.LevelWarn
+		}
+		if x.err.Err != nil && level == slog.LevelWarn {
+			attrs = append(attrs, slog.String("err", logText(x.err.Err)))
+		}
+	}
+	s.log.LogAttrs(x.ctx, level, "request served", attrs...)
+}
+
+// logText is an error as the log may have it. Ollama's own words stay out: a
+// tool call it could not read, for one, is quoted in its error.
+func logText(err error) string {
+	if e, ok := errors.AsType[*ollama.StatusError](err); ok {
+		return "ollama answered " + strconv.Itoa(e.Status)
+	}
+	return err.Error()
+}

@@ -1,0 +1,144 @@
+package proxy
+
+import (
+	"strconv"
+
+	"tenure/cache"
+	"tenure/residency"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// metrics are what GET /metrics tells. Labels take few values: tasks and
+// models of the catalog and of the server, causes, outcomes.
+type metrics struct {
+	registry  *prometheus.Registry
+	received  prometheus.Counter
+	requests  *prometheus.CounterVec
+	took      *prometheus.HistogramVec
+	firstByte *prometheus.HistogramVec
+	queued    *prometheus.HistogramVec
+	tokens    *prometheus.CounterVec
+	cache     map[cache.Outcome]prometheus.Counter
+}
+
+// seconds spans a cache hit to a batch behind a load.
+var seconds = []float64{.001, .005, .025, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300}
+
+func newMetrics(r *residency.Scheduler) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		received: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tenure_requests_received_total", Help: "Requests that reached the API. Less those under way, it is the sum of tenure_requests_total.",
+		}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tenure_requests_total", Help: "Requests that ended, by what was asked of which model, why that one, and how it ended.",
+		}, []string{"route", "task", "model", "cause", "outcome"}),
+		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "tenure_request_seconds", Help: "Time from a request's arrival to its last byte.", Buckets: seconds,
+		}, []string{"task"}),
+		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "tenure_time_to_first_token_seconds", Help: "Time from a request's arrival to its answer's first token, queue and load included.", Buckets: seconds,
+		}, []string{"task", "model"}),
+		queued: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "tenure_queue_wait_seconds", Help: "Time waited for a seat.", Buckets: seconds,
+		}, []string{"model", "seat"}),
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tenure_tokens_total", Help: "Tokens of answers that were sent, by direction; kept answers count like fresh ones.",
+		}, []string{"task", "model", "direction"}),
+		cache: map[cache.Outcome]prometheus.Counter{},
+	}
+	cached := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tenure_cache_requests_total", Help: "Answers by where they came from: hit (kept), shared (being made for another), miss, bypass (not cacheable).",
+	}, []string{"outcome"})
+	for _, o := range []cache.Outcome{cache.Miss, cache.Shared, cache.Hit, cache.Bypass} {
+		m.cache[o] = cached.WithLabelValues(o.String())
+	}
+	m.registry.MustRegister(m.received, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
+		residencyCollector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// request counts a request once, when it is over.
+func (m *metrics) request(x *exchange, outcome string) {
+	task, model := x.decision.Task, x.model
+	m.requests.WithLabelValues(x.route, task, model, x.cause, outcome).Inc()
+	m.took.WithLabelValues(task).Observe(x.age().Seconds())
+	if x.cached {
+		m.cache[x.outcome].Inc()
+	}
+	if x.firstByte > 0 {
+		m.firstByte.WithLabelValues(task, model).Observe(x.firstByte.Seconds())
+	}
+	if a := x.admission; a != nil {
+		m.queued.WithLabelValues(model, a.seat()).Observe(a.waited.Seconds())
+	}
+	if x.answer > 0 {
+		m.tokens.WithLabelValues(task, model, "prompt").Add(float64(x.prompt))
+		m.tokens.WithLabelValues(task, model, "completion").Add(float64(x.answer))
+	}
+}
+
+// residencyCollector reads the scheduler's own books when it is asked.
+type residencyCollector struct{ scheduler *residency.Scheduler }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("tenure_"+name, help, labels, nil)
+}
+
+var (
+	loadsDesc     = desc("model_loads_total", "Models that were loaded.")
+	failuresDesc  = desc("model_load_failures_total", "Loads that failed.")
+	unloadsDesc   = desc("model_unloads_total", "Models that were unloaded.")
+	lostDesc      = desc("models_lost_total", "Models that were gone without having been unloaded.")
+	loadSecsDesc  = desc("model_load_seconds_total", "Time spent loading.")
+	exposedDesc   = desc("exposed_load_seconds_total", "Load time during which nothing ran though somebody waited.")
+	evictionsDesc = desc("evictions_total", "Unloads, by reason.", "reason")
+	grantsDesc    = desc("grants_total", "Seats granted, by class of request.", "class")
+	endedDesc     = desc("queue_left_total", "Requests that left the queue without a seat, by how: cancelled, refused, failed.", "how")
+	residentDesc  = desc("resident_bytes", "GPU memory that a model holds, as the ledger counts it.", "model", "tier", "phase", "measured")
+	foreignDesc   = desc("foreign_bytes", "Memory of models that tenure did not load.", "model")
+	budgetDesc    = desc("budget_bytes", "GPU memory that models may take.")
+	waitingDesc   = desc("waiting", "Requests that wait for a seat.", "model", "class")
+	leasesDesc    = desc("leases", "Seats that are taken.")
+)
+
+func (c residencyCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+func (c residencyCollector) Collect(ch chan<- prometheus.Metric) {
+	st := c.scheduler.State()
+	count := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	n := st.Counters
+	count(loadsDesc, float64(n.Loads))
+	count(failuresDesc, float64(n.LoadFailures))
+	count(unloadsDesc, float64(n.Unloads))
+	count(lostDesc, float64(n.Lost))
+	count(loadSecsDesc, n.LoadSeconds)
+	count(exposedDesc, n.ExposedSeconds)
+	count(endedDesc, float64(n.Cancelled), "cancelled")
+	count(endedDesc, float64(n.Refused), "refused")
+	count(endedDesc, float64(n.Failed), "failed")
+	for reason, k := range st.Evictions {
+		count(evictionsDesc, float64(k), reason)
+	}
+	for class, k := range st.Grants {
+		count(grantsDesc, float64(k), class)
+	}
+	gauge(budgetDesc, float64(st.Budget))
+	gauge(leasesDesc, float64(st.Leases))
+	for _, r := range st.Residents {
+		gauge(residentDesc, float64(r.Size), r.Model.Name, r.Model.Tier.String(), r.Phase.String(), strconv.FormatBool(r.Measured))
+	}
+	for name, size := range st.Foreign {
+		gauge(foreignDesc, float64(size), name)
+	}
+	for _, w := range st.Waiting {
+		gauge(waitingDesc, float64(w.Count), w.Model, w.Class.String())
+	}
+}

@@ -1,0 +1,172 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tenure/cache"
+	"tenure/proxy/ollama"
+	"tenure/proxy/wire"
+	"tenure/residency"
+	"tenure/routing"
+
+	"github.com/gin-gonic/gin"
+)
+
+// Config adjusts a Server. Times of zero mean no limit.
+type Config struct {
+	Keys     []Key  // of the API; none: open to whoever reaches the listener
+	AdminKey Key    // of the admin side; the zero Key: open to whoever reaches the listener
+	Version  string // of the program
+
+	Limits       wire.Limits
+	BodyBytes    int64         // of a request; larger ones are refused with 413
+	QueueTimeout time.Duration // longest wait for a seat
+	TotalTimeout time.Duration // longest time from seat to last token
+	StallTimeout time.Duration // a client that takes nothing for this long is cut off
+
+	Preload     bool // load T1 models at start, too
+	AllowRemote bool // use models that Ollama would send elsewhere
+	Simulated   bool // the backend is the simulator: every answer says so
+}
+
+// Parts are what a Server puts to work. It closes none of them.
+type Parts struct {
+	Router    *routing.Router
+	Residency *residency.Scheduler
+	Cache     *cache.Cache
+	Ollama    *ollama.Client
+	Log       *slog.Logger
+}
+
+// Server serves the API and the admin side.
+type Server struct {
+	cfg       Config
+	router    *routing.Router
+	residency *residency.Scheduler
+	cache     *cache.Cache
+	ollama    *ollama.Client
+	log       *slog.Logger
+	metrics   *metrics
+	started   time.Time
+
+	backend  backend
+	draining atomic.Bool
+}
+
+// New returns a server. Watch must run for it to know its backend.
+func New(cfg Config, p Parts) *Server {
+	return &Server{
+		cfg: cfg, router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
+		metrics: newMetrics(p.Residency), started: time.Now(),
+	}
+}
+
+// API returns the handler of the OpenAI side.
+func (s *Server) API() http.Handler {
+	g := newEngine()
+	g.NoRoute(s.serve("unknown", s.unknownURL))
+	g.NoMethod(s.serve("unknown", s.wrongMethod))
+	g.GET("/", s.root)
+	g.HEAD("/", s.root)
+	s.health(g)
+	g.GET("/v1/models", s.serve("models", s.listModels))
+	g.GET("/v1/models/*id", s.serve("models", s.getModel))
+	g.POST("/v1/chat/completions", s.serve("chat", s.complete(chatCompletions())))
+	return g
+}
+
+// Drain makes the server refuse new work and report itself unready; what is
+// under way goes on.
+func (s *Server) Drain() { s.draining.Store(true) }
+
+func newEngine() *gin.Engine {
+	g := gin.New()
+	g.HandleMethodNotAllowed = true
+	g.RedirectTrailingSlash = false
+	g.RemoveExtraSlash = true // a base URL that ends in a slash is no error
+	g.ContextWithFallback = true
+	return g
+}
+
+func (s *Server) health(g *gin.Engine) {
+	live := func(c *gin.Context) { c.JSON(http.StatusOK, gin.H{"status": "ok"}) }
+	ready := func(c *gin.Context) {
+		switch reachable, since := s.backend.reachable(); {
+		case s.draining.Load():
+			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "draining"})
+		case !reachable:
+			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "ollama unreachable", "since": since.UTC().Format(time.RFC3339)})
+		default:
+			c.JSON(http.StatusOK, gin.H{"status": "ready"})
+		}
+	}
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		g.Handle(method, "/healthz", live)
+		g.Handle(method, "/readyz", ready)
+	}
+}
+
+func (s *Server) root(c *gin.Context) {
+	c.String(http.StatusOK, "tenure is running\n")
+}
+
+func (s *Server) unknownURL(x *exchange) error {
+	return problem(nil, outcomeCaller, http.StatusNotFound, "unknown_url", 0,
+		fmt.Sprintf("Unknown request URL: %s %s", x.gin.Request.Method, clip(x.gin.Request.URL.Path)))
+}
+
+func (s *Server) wrongMethod(x *exchange) error {
+	return problem(nil, outcomeCaller, http.StatusMethodNotAllowed, "method_not_allowed", 0,
+		fmt.Sprintf("%s is not allowed here: %s", x.gin.Request.Method, clip(x.gin.Request.URL.Path)))
+}
+
+// Serve runs the handler on a listener that http.Server owns until ctx ends,
+// then drains: no new connection, grace for what is under way, then cut ends
+// the rest and they get a second to say so to their clients.
+func Serve(ctx context.Context, servers map[*http.Server]func() error, grace time.Duration, cut func()) error {
+	failed := make(chan error, len(servers))
+	var wg sync.WaitGroup
+	for _, serve := range servers {
+		wg.Go(func() {
+			if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		})
+	}
+	var err error
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	if shutdown(servers, grace) != nil {
+		cut()
+		if shutdown(servers, time.Second) != nil {
+			for h := range servers {
+				_ = h.Close() // nothing is left to be done about it
+			}
+		}
+	}
+	wg.Wait()
+	return err
+}
+
+func shutdown(servers map[*http.Server]func() error, grace time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	errs := make(chan error, len(servers))
+	for h := range servers {
+		go func() { errs <- h.Shutdown(ctx) }()
+	}
+	var all error
+	for range servers {
+		all = errors.Join(all, <-errs)
+	}
+	return all
+}

@@ -1,0 +1,142 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"tenure/cache"
+	"tenure/proxy/wire"
+
+	"github.com/google/uuid"
+)
+
+const (
+	// headersAfter is how long a stream's client waits before it is sent
+	// headers. Until then a failure has a status of its own; later, clients
+	// with a limit for the first byte would leave.
+	headersAfter = 10 * time.Second
+	// keepAliveEvery is the pause between comments while a stream waits. Some
+	// clients fail after 150 of them, which is over half an hour.
+	keepAliveEvery = 15 * time.Second
+	// flushBytes bounds what is gathered of chunks that are there already.
+	flushBytes = 32 << 10
+)
+
+// present prepares the answer's headers and encoder. Called again for a
+// fallback, it overwrites.
+func (x *exchange) present(chat *wire.Chat, ignored []string, age time.Duration) {
+	if x.encoder == nil {
+		x.encoder = &wire.Answer{
+			ID: "chatcmpl-" + strings.ReplaceAll(uuid.NewString(), "-", ""), Model: chat.Model,
+			Created: time.Now().Unix(), IncludeUsage: chat.IncludeUsage,
+		}
+	}
+	if x.gin.Writer.Written() {
+		x.late = append(x.late, "Tenure-Model: "+x.model, "Tenure-Cause: "+x.cause)
+		return
+	}
+	h := x.gin.Writer.Header()
+	h.Set("Tenure-Task", x.decision.Task)
+	h.Set("Tenure-Confidence", strconv.FormatFloat(x.decision.Confidence, 'f', 2, 64))
+	h.Set("Tenure-Cause", x.cause)
+	h.Set("Tenure-Model", x.model)
+	h.Set("Tenure-Cache", x.outcome.String())
+	if x.outcome == cache.Hit {
+		h.Set("Age", strconv.Itoa(int(age.Seconds())))
+	}
+	if len(ignored) > 0 {
+		h.Set("Tenure-Ignored", strings.Join(ignored, ", "))
+	}
+}
+
+// admitted tells how the job came to its seat: in headers, or late.
+func (x *exchange) admitted(a *admission) {
+	x.admission = a
+	queued := strconv.FormatInt(a.waited.Milliseconds(), 10)
+	if x.gin.Writer.Written() {
+		x.late = append(x.late, "Tenure-Residency: "+a.seat(), "Tenure-Queued-Ms: "+queued)
+		return
+	}
+	x.gin.Writer.Header().Set("Tenure-Residency", a.seat())
+	x.gin.Writer.Header().Set("Tenure-Queued-Ms", queued)
+}
+
+// openStream sends the headers of a stream.
+func (x *exchange) openStream() {
+	if x.gin.Writer.Written() {
+		return
+	}
+	h := x.gin.Writer.Header()
+	h.Set("Content-Type", "text/event-stream; charset=utf-8")
+	h.Set("Cache-Control", "no-cache")
+	h.Set("X-Accel-Buffering", "no")
+	x.gin.Writer.WriteHeader(http.StatusOK)
+	x.gin.Writer.WriteHeaderNow()
+}
+
+// keepAlive tells a client that waits that it is not forgotten.
+func (x *exchange) keepAlive(stall time.Duration) error {
+	x.openStream()
+	return x.send([]byte(": keep-alive\n\n"), stall)
+}
+
+// send writes and flushes; a client that takes nothing for stall is given up.
+func (x *exchange) send(p []byte, stall time.Duration) error {
+	rc := http.NewResponseController(x.gin.Writer)
+	if stall > 0 {
+		_ = rc.SetWriteDeadline(time.Now().Add(stall)) // a writer without deadlines is a test's
+	}
+	_, err := x.gin.Writer.Write(p)
+	if err == nil {
+		err = rc.Flush()
+	}
+	if timeout, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err); ok && timeout.Timeout() {
+		return fmt.Errorf("%w: %w", errClientStall, err)
+	}
+	if err != nil {
+		return errClientGone
+	}
+	return nil
+}
+
+// stream writes the answer as server-sent events, chunk by chunk as they come.
+func (s *Server) stream(x *exchange, reader *cache.Reader) error {
+	x.openStream()
+	if len(x.late) > 0 {
+		x.unsent = append(x.unsent, ": "+strings.Join(x.late, "; ")+"\n\n"...)
+	}
+	for {
+		chunk, err := reader.Next(x.ctx)
+		if errors.Is(err, io.EOF) {
+			return x.send(x.encoder.AppendEnd(x.unsent), s.cfg.StallTimeout)
+		}
+		if err != nil {
+			return x.readerError(err)
+		}
+		x.count(chunk)
+		x.unsent = x.encoder.AppendEvents(x.unsent, chunk)
+		if reader.Ready() && len(x.unsent) < flushBytes {
+			continue
+		}
+		if err := x.send(x.unsent, s.cfg.StallTimeout); err != nil {
+			return err
+		}
+		x.unsent = x.unsent[:0]
+	}
+}
+
+// failStream ends a stream that has begun with an error event, and never with
+// [DONE].
+func (s *Server) failStream(x *exchange) {
+	if err := x.send(x.encoder.AppendErrorEvent(x.unsent, &x.err.Refusal), s.cfg.StallTimeout); err != nil {
+		x.err = explain(err)
+	}
+}

@@ -1,0 +1,260 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tenure/proxy/ollama"
+	"tenure/residency"
+	"tenure/routing"
+)
+
+const (
+	watchEvery = 5 * time.Second // while Ollama answers; it is asked gently
+	watchAgain = time.Second     // while it does not
+	// foreignContext and foreignSlots are what a model that the catalog does
+	// not know is loaded with.
+	foreignContext = 4096
+	foreignSlots   = 1
+)
+
+// ShortName is the one spelling of a model's name that tenure uses: Ollama's,
+// without the tag that is the default.
+func ShortName(name string) string { return strings.TrimSuffix(ollama.Canonical(name), ":latest") }
+
+// backend is what is known of the server.
+type backend struct {
+	mu       sync.Mutex
+	up       bool
+	since    time.Time // of up, or of not up
+	version  string
+	models   []ollama.Installed
+	byDigest map[string]ollama.Facts
+	resident []ollama.Resident
+}
+
+func (b *backend) reachable() (up bool, since time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.up, b.since
+}
+
+// facts are those of an installed model; zero when they are not known.
+func (b *backend) facts(digest string) ollama.Facts {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.byDigest[digest]
+}
+
+// Watch follows the server until ctx ends: whether it answers, what it has,
+// what is resident. Models that the book believes resident and Ollama does not
+// list are lost; others that it lists are counted as foreign.
+func (s *Server) Watch(ctx context.Context) {
+	for {
+		err := s.look(ctx)
+		pause := watchEvery
+		if err != nil {
+			pause = watchAgain
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// look asks the server once.
+func (s *Server) look(ctx context.Context) error {
+	version, err := s.ollama.Version(ctx)
+	if err != nil {
+		s.unreachable(ctx, err)
+		return err
+	}
+	models, err := s.ollama.Installed(ctx)
+	if err != nil {
+		s.unreachable(ctx, err)
+		return err
+	}
+	if !s.cfg.AllowRemote {
+		models = slices.DeleteFunc(models, func(m ollama.Installed) bool { return m.RemoteHost != "" })
+	}
+	facts := s.learn(ctx, models)
+	s.router.SetInstalled(s.routable(models, facts))
+
+	s.backend.mu.Lock()
+	returned := !s.backend.up
+	if returned {
+		s.backend.up, s.backend.since = true, time.Now()
+	}
+	s.backend.version, s.backend.models, s.backend.byDigest = version, models, facts
+	s.backend.mu.Unlock()
+
+	if returned {
+		s.log.Info("ollama answered", "version", version, "models", len(models))
+	}
+	return s.reconcile(ctx, returned)
+}
+
+func (s *Server) unreachable(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return // it is we who leave
+	}
+	s.backend.mu.Lock()
+	defer s.backend.mu.Unlock()
+	if s.backend.up || s.backend.since.IsZero() {
+		s.backend.up, s.backend.since = false, time.Now()
+		s.log.Warn("ollama did not answer", "err", logText(err))
+	}
+}
+
+// learn returns the facts of every installed model, asking only for those that
+// are new or were pulled again.
+func (s *Server) learn(ctx context.Context, models []ollama.Installed) map[string]ollama.Facts {
+	s.backend.mu.Lock()
+	known := s.backend.byDigest
+	s.backend.mu.Unlock()
+	facts := make(map[string]ollama.Facts, len(models))
+	for _, m := range models {
+		f, ok := known[m.Digest]
+		if !ok {
+			var err error
+			if f, err = s.ollama.Show(ctx, m.Name); err != nil {
+				s.log.Warn("model facts not read", "model", m.Name, "err", logText(err))
+				continue // asked again next time
+			}
+		}
+		facts[m.Digest] = f
+	}
+	return facts
+}
+
+// routable tells the router how each model would be loaded: its weights, and
+// the memory of its context.
+func (s *Server) routable(models []ollama.Installed, facts map[string]ollama.Facts) []routing.Installed {
+	list := make([]routing.Installed, len(models))
+	for i, m := range models {
+		f := facts[m.Digest]
+		context := foreignContext
+		if f.Context > 0 {
+			context = min(context, f.Context)
+		}
+		bytes := m.Size + f.KVPerToken()*residency.Bytes(context*foreignSlots)
+		name := ShortName(m.Name)
+		list[i] = routing.Installed{Name: name, Digest: m.Digest, Model: routing.Model{
+			Name: name, Tier: int(residency.T2), Memory: float64(bytes) / float64(residency.GiB),
+			Context: context, Slots: foreignSlots, Load: 5 * time.Second,
+		}}
+	}
+	return list
+}
+
+// reconcile compares the book with what Ollama has in memory.
+func (s *Server) reconcile(ctx context.Context, returned bool) error {
+	before := s.residency.State()
+	running, err := s.ollama.Running(ctx)
+	if err != nil {
+		s.unreachable(ctx, err)
+		return err
+	}
+	s.backend.mu.Lock()
+	s.backend.resident = running
+	s.backend.mu.Unlock()
+	if before.Passthrough {
+		return nil
+	}
+
+	listed := make(map[string]residency.Bytes, len(running))
+	for _, r := range running {
+		listed[ShortName(r.Name)] = r.Size
+	}
+	// What moved while Ollama was asked is nobody's loss: only a model that was
+	// ready before and after, and was not listed in between, is gone.
+	ready := map[string]bool{}
+	for _, r := range before.Residents {
+		ready[r.Model.Name] = r.Phase == residency.Ready
+	}
+	lost := false
+	foreign := maps.Clone(listed)
+	for _, r := range s.residency.State().Residents {
+		name := r.Model.Name
+		delete(foreign, name)
+		if _, there := listed[name]; !there && ready[name] && r.Phase == residency.Ready {
+			s.log.Warn("model was lost", "model", name)
+			s.residency.Lost(name)
+			lost = true
+		}
+	}
+	for name, wasReady := range ready {
+		if !wasReady {
+			delete(foreign, name) // it was on its way out
+		}
+	}
+	if returned {
+		s.clear(ctx, foreign)
+	}
+	s.residency.Foreign(foreign)
+	if returned || lost {
+		s.preload()
+	}
+	return nil
+}
+
+// clear unloads what an earlier run left behind. What will be preloaded stays:
+// loading it again costs nothing.
+func (s *Server) clear(ctx context.Context, left map[string]residency.Bytes) {
+	for _, m := range s.router.Catalog().Models {
+		if _, ok := left[m.Name]; !ok {
+			continue
+		}
+		delete(left, m.Name)
+		if s.preloaded(m) {
+			continue
+		}
+		if err := s.ollama.Unload(ctx, residency.Model{Name: m.Name}); err != nil && !errors.Is(err, residency.ErrPermanent) {
+			s.log.Warn("model of an earlier run not unloaded", "model", m.Name, "err", logText(err))
+		}
+	}
+}
+
+func (s *Server) preloaded(m routing.Model) bool {
+	tier := residency.Tier(m.Tier)
+	return tier == residency.T0 || tier == residency.T1 && s.cfg.Preload
+}
+
+// preload asks for the models that are to be there before anybody needs them.
+func (s *Server) preload() {
+	installed := map[string]string{}
+	s.backend.mu.Lock()
+	for _, m := range s.backend.models {
+		installed[ShortName(m.Name)] = m.Digest
+	}
+	s.backend.mu.Unlock()
+	for _, m := range slices.SortedStableFunc(slices.Values(s.router.Catalog().Models), func(a, b routing.Model) int { return a.Tier - b.Tier }) {
+		digest, ok := installed[m.Name]
+		if !s.preloaded(m) {
+			continue
+		}
+		if !ok {
+			s.log.Warn("model to be kept loaded is not pulled", "model", m.Name, "mend", "ollama pull "+m.Name)
+			continue
+		}
+		s.residency.Preload(seat(routing.Candidate{Model: m, Digest: digest}, s.backend.facts(digest)))
+	}
+}
+
+// modifiedAt lists the installed models with the time of their last change.
+func (b *backend) modifiedAt() map[string]time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	times := make(map[string]time.Time, len(b.models))
+	for _, m := range b.models {
+		times[ShortName(m.Name)] = m.ModifiedAt
+	}
+	return times
+}
