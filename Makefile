@@ -1,0 +1,60 @@
+# tenure: `make help` lists the targets.
+
+# go-nvml's headers warn about functions that NVIDIA has deprecated.
+export CGO_CFLAGS ?= -O2 -Wno-deprecated-declarations
+
+GO        ?= go
+GOLANGCI  := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+FUZZTIME  ?= 60s
+PACKAGE   ?= ./...
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo build test check race nocgo tidy e2e lint fmt fuzz bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: build ## build and serve: before the Ollama at OLLAMA_HOST, or a simulated one when none answers
+	./bin/tenure serve --simulate=auto
+
+demo: build ## build and serve before a simulated Ollama, whatever runs here
+	./bin/tenure serve --simulate
+
+build: ## build bin/tenure
+	$(GO) build -o bin/tenure ./cmd/tenure
+
+test: ## all tests that need no GPU, no Ollama and no Docker
+	$(GO) test ./...
+
+check: lint race nocgo tidy ## what a change must pass: lint, the tests under the race detector, a build without cgo, a tidy go.mod
+
+race: ## all tests under the race detector
+	$(GO) test -race ./...
+
+nocgo:
+	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/tenure
+
+tidy:
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+e2e: build ## the end-to-end tests, on a simulated and on a real Ollama (which the first run builds: some 10 minutes)
+	.ci/ollama
+	$(GO) test -tags e2e -count=1 -timeout 30m -v -run '^TestE2E' ./cmd/tenure ./proxy/ollama/...
+
+lint: ## golangci-lint, and the formatters' opinion
+	$(GO) run $(GOLANGCI) run ./...
+
+fmt: ## format the code
+	$(GO) run $(GOLANGCI) fmt ./...
+
+fuzz: ## fuzz every decoder of foreign bytes, FUZZTIME each
+	@$(GO) list -f '{{$$d := .}}{{range .TestGoFiles}}{{$$d.Dir}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$$d.Dir}}/{{.}}{{"\n"}}{{end}}' $(PACKAGE) \
+	| xargs grep -H '^func Fuzz' | sed -E 's|^(.*)/[^/]*:func (Fuzz[A-Za-z0-9_]*).*|\1 \2|' | sort -u \
+	| while read -r dir name; do echo "== $$dir $$name"; (cd $$dir && $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) .) || exit 1; done
+
+bench: ## the Go benchmarks, with allocations
+	$(GO) test -run '^$$' -bench . -benchmem $(PACKAGE)
+
+clean: ## remove what was built, the test models and the test server
+	rm -rf bin .cache

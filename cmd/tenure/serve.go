@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"tenure/cache"
+	"tenure/proxy"
+	"tenure/proxy/ollama"
+	"tenure/proxy/ollama/ollamasim"
+	"tenure/proxy/wire"
+	"tenure/residency"
+	"tenure/routing"
+
+	"github.com/gin-gonic/gin"
+	"github.com/spf13/cobra"
+)
+
+func (p *program) serveCmd() *cobra.Command {
+	var (
+		printConfig, wait bool
+		simulate          string
+	)
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve the API",
+		Long: `Serve the OpenAI API in front of an Ollama. Settings are environment variables;
+--print-config lists them with their values, meanings and limits.
+
+Without an Ollama that answers, serve fails, unless it is told to --wait for
+one or to --simulate one. A simulated backend is never silent about it: it is
+printed, logged, and said by every answer.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := p.loadConfig()
+			if err != nil {
+				return err
+			}
+			if printConfig {
+				cfg.print(p)
+				return nil
+			}
+			return p.serve(cmd.Context(), cfg, simulate, wait)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&printConfig, "print-config", false, "print the settings in force and exit")
+	f.BoolVar(&wait, "wait", false, "serve even though Ollama does not answer yet")
+	f.StringVar(&simulate, "simulate", "never", "always: use a simulated Ollama; auto: only when no Ollama answers; never")
+	f.Lookup("simulate").NoOptDefVal = "always"
+	return cmd
+}
+
+// serve runs the server until ctx ends.
+func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait bool) (err error) {
+	log := p.logger(cfg)
+	catalog, err := loadCatalog(cfg.Catalog)
+	if err != nil {
+		return usageError{err}
+	}
+	base, simulated, stopBackend, err := p.backend(ctx, cfg, catalog, simulate, wait)
+	if err != nil {
+		return err
+	}
+	defer stopBackend()
+
+	client := ollama.New(base, ollama.Config{
+		Log: log, Load: cfg.LoadTimeout, Stall: cfg.IdleTimeout, Settle: settle, RequireGPU: ollama.GPU(cfg.RequireGPU),
+	})
+	defer client.Close()
+	policy, err := residency.Preset(cfg.Policy)
+	if err != nil {
+		return usageError{fmt.Errorf("TENURE_POLICY: %w", err)} // checked when it was read
+	}
+	scheduler := residency.New(residency.Config{
+		Budget: residency.Bytes(cfg.Memory * float64(residency.GiB)), MaxModels: cfg.MaxModels,
+		QueueLimit: cfg.QueueLimit, MaxWait: cfg.MaxWait, LoadTimeout: cfg.LoadTimeout,
+		Passthrough: !cfg.Optimize, OnDecision: decisionLog(log),
+	}, policy, client)
+	answers, err := cache.New(cache.Config{Bytes: int64(cfg.CacheSize)})
+	if err != nil {
+		return err
+	}
+	// In this order: answers under way end, then nobody holds a seat.
+	defer func() {
+		answers.Close()
+		err = errors.Join(err, scheduler.Close())
+	}()
+
+	server := proxy.New(proxy.Config{
+		Keys: hashed(cfg.APIKeys), AdminKey: adminKey(cfg.AdminKey), Version: version(),
+		Limits: wire.Limits{MaxTokens: cfg.MaxTokens}, BodyBytes: int64(cfg.BodyLimit),
+		QueueTimeout: cfg.QueueTimeout, TotalTimeout: cfg.TotalTimeout, StallTimeout: cfg.StallTimeout,
+		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
+	}, proxy.Parts{
+		Router: routing.NewRouter(catalog, proxy.ShortName), Residency: scheduler, Cache: answers, Ollama: client, Log: log,
+	})
+
+	gin.SetMode(gin.ReleaseMode)
+	api, err := listen(ctx, "TENURE_LISTEN", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	admin, err := listen(ctx, "TENURE_ADMIN_LISTEN", cfg.AdminListen)
+	if err != nil {
+		return errors.Join(err, api.Close())
+	}
+	p.announce(base, api.Addr(), admin.Addr(), simulated)
+	if !cfg.Optimize {
+		log.Warn("residency is not managed", "setting", "A5000_OPTIMIZATION=false")
+	}
+
+	watched, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
+	var watching sync.WaitGroup
+	watching.Go(func() { server.Watch(watched) })
+	context.AfterFunc(ctx, server.Drain)
+	apiServer, adminServer := httpServer(server.API(), log), httpServer(server.Admin(), log)
+	err = proxy.Serve(ctx, map[*http.Server]func() error{
+		apiServer:   func() error { return apiServer.Serve(api) },
+		adminServer: func() error { return adminServer.Serve(admin) },
+	}, cfg.StopTimeout, answers.Close)
+	stopWatch()
+	watching.Wait()
+	log.Info("server stopped")
+	return err
+}
+
+// settle is how long an unloaded model's memory is given to come back to the
+// driver.
+const settle = 500 * time.Millisecond
+
+func (p *program) logger(cfg *config) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		level = slog.LevelInfo // checked when it was read
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(p.stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(p.stderr, options))
+}
+
+func loadCatalog(file string) (*routing.Catalog, error) {
+	if file == "" {
+		return routing.Builtin(), nil
+	}
+	src, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("TENURE_CATALOG: %w", err)
+	}
+	c, err := routing.ParseCatalog(src, proxy.ShortName)
+	if err != nil {
+		return nil, fmt.Errorf("TENURE_CATALOG: %s:\n%w", file, err)
+	}
+	return c, nil
+}
+
+// backend finds the Ollama to serve in front of, or simulates one.
+func (p *program) backend(ctx context.Context, cfg *config, catalog *routing.Catalog, simulate string, wait bool) (base *url.URL, simulated bool, stop func(), err error) {
+	none := func() {}
+	base, err = ollama.ParseHost(cfg.OllamaHost)
+	if err != nil {
+		return nil, false, none, usageError{fmt.Errorf("OLLAMA_HOST: %w", err)} // checked when it was read
+	}
+	switch simulate {
+	case "always":
+		base, stop, err = simulateOllama(ctx, catalog)
+		return base, true, stop, err
+	case "never", "auto":
+	default:
+		return nil, false, none, usageError{fmt.Errorf("--simulate: %q was read, always, auto or never is allowed", simulate)}
+	}
+	if wait {
+		return base, false, none, nil
+	}
+	probe := ollama.New(base, ollama.Config{Connect: 2 * time.Second, Call: 5 * time.Second})
+	defer probe.Close()
+	if _, err = probe.Version(ctx); err == nil {
+		return base, false, none, nil
+	}
+	if simulate == "auto" {
+		base, stop, err = simulateOllama(ctx, catalog)
+		return base, true, stop, err
+	}
+	return nil, false, none, fmt.Errorf("no Ollama answers at %s (OLLAMA_HOST): %w\n"+
+		"Start one with: ollama serve. Or give --wait to wait for it, or --simulate to try tenure without one", base.Redacted(), err)
+}
+
+// simulateOllama serves the simulator on a port of its own.
+func simulateOllama(ctx context.Context, catalog *routing.Catalog) (*url.URL, func(), error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, func() {}, fmt.Errorf("simulated Ollama: %w", err)
+	}
+	h := &http.Server{Handler: ollamasim.New(simConfig(catalog)), ReadHeaderTimeout: 10 * time.Second}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = h.Serve(l) }) // ends with Close
+	return &url.URL{Scheme: "http", Host: l.Addr().String()}, func() {
+		_ = h.Close()
+		serving.Wait()
+	}, nil
+}
+
+func listen(ctx context.Context, setting, address string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", setting, err)
+	}
+	return l, nil
+}
+
+// httpServer has no limit on writing: an answer may take minutes. A client that
+// stops reading is found out write by write.
+func httpServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// announce tells a person where to go and what answers.
+func (p *program) announce(base *url.URL, api, admin net.Addr, simulated bool) {
+	if simulated {
+		rule := strings.Repeat("*", 72)
+		fmt.Fprintf(p.stdout, "%s\n*  SIMULATED: no Ollama is used, no model answers. Texts are made up.    *\n%s\n", rule, rule)
+	} else {
+		fmt.Fprintf(p.stdout, "Ollama at %s\n", base.Redacted())
+	}
+	fmt.Fprintf(p.stdout, "API    http://%s/v1\nAdmin  http://%s/admin/state and /metrics\n", api, admin)
+}
+
+func hashed(secrets []string) []proxy.Key {
+	var keys []proxy.Key
+	for _, s := range secrets {
+		keys = append(keys, proxy.HashKey(strings.TrimSpace(s)))
+	}
+	return keys
+}
+
+func adminKey(secret string) proxy.Key {
+	if secret == "" {
+		return proxy.Key{}
+	}
+	return proxy.HashKey(secret)
+}
+
+// decisionLog logs what the scheduler decides: models and counts.
+func decisionLog(log *slog.Logger) func(residency.Decision) {
+	return func(d residency.Decision) {
+		level := slog.LevelInfo
+		if d.Err != "" {
+			level = slog.LevelWarn
+		}
+		log.Log(context.Background(), level, "residency decided", "action", string(d.Action), "model", d.Model,
+			"for", d.For, "reason", d.Reason.String(), "waiting", d.Waiting+d.WaitingB, "took", d.Took, "err", d.Err)
+	}
+}

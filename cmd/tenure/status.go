@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"text/tabwriter"
+	"time"
+
+	"tenure/proxy"
+
+	"github.com/spf13/cobra"
+)
+
+func (p *program) statusCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show which models are resident, who waits, and what is left",
+		Long: `Show the state of a running server: its seats, its queue and its budget. The
+server is found at TENURE_ADMIN_LISTEN, the key is taken from TENURE_ADMIN_KEY.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := p.loadConfig()
+			if err != nil {
+				return err
+			}
+			state, raw, err := fetchState(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				_, err := p.stdout.Write(append(raw, '\n'))
+				return err
+			}
+			return printState(p.stdout, state)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print what GET /admin/state answers")
+	return cmd
+}
+
+func fetchState(ctx context.Context, cfg *config) (*proxy.State, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	host, port, err := net.SplitHostPort(cfg.AdminListen)
+	if err != nil {
+		return nil, nil, err
+	}
+	if host == "" || host == "0.0.0.0" || host == "::" {
+		host = "127.0.0.1" // a server that listens everywhere listens here
+	}
+	url := "http://" + net.JoinHostPort(host, port) + "/admin/state"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if cfg.AdminKey != "" {
+		req.Header.Set("Authorization", "Bearer "+cfg.AdminKey)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, nil, fmt.Errorf("no tenure answers (TENURE_ADMIN_LISTEN): %w", err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return nil, nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		var refused struct {
+			Error struct {
+				Message string `json:"message"`
+			} `json:"error"`
+		}
+		if json.Unmarshal(raw, &refused) == nil && refused.Error.Message != "" {
+			return nil, nil, errors.New(refused.Error.Message)
+		}
+		return nil, nil, fmt.Errorf("%s answered %s", url, resp.Status)
+	}
+	var state proxy.State
+	if err := json.Unmarshal(raw, &state); err != nil {
+		return nil, nil, fmt.Errorf("reading the state: %w", err)
+	}
+	return &state, raw, nil
+}
+
+// printState writes the state for a person.
+func printState(w io.Writer, st *proxy.State) error {
+	r := st.Residency
+	if st.Simulated {
+		fmt.Fprintln(w, "SIMULATED backend: no model answers")
+	}
+	if !st.Ollama.Reachable {
+		fmt.Fprintf(w, "Ollama does not answer since %s\n", st.Ollama.Since.Local().Format(time.TimeOnly))
+	} else {
+		fmt.Fprintf(w, "Ollama %s, up since %s, %d models installed\n", st.Ollama.Version, st.Ollama.Since.Local().Format(time.TimeOnly), len(st.Ollama.Installed))
+	}
+	if r.Passthrough {
+		fmt.Fprintln(w, "Residency is not managed (A5000_OPTIMIZATION=false)")
+	}
+	fmt.Fprintf(w, "Memory %v of %v, %d of %d models\n\n", r.Used, r.Budget, len(r.Residents), r.MaxModels)
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "MODEL\tTIER\tSTATE\tSIZE\tCONTEXT\tBUSY\tLAST USED")
+	for _, m := range r.Residents {
+		size := m.Size.String()
+		if !m.Measured {
+			size += " (estimate)"
+		}
+		fmt.Fprintf(t, "%s\t%v\t%v\t%s\t%d\t%d of %d\t%s\n", m.Model.Name, m.Model.Tier, m.Phase, size, m.Model.Context,
+			m.Leases, max(m.Model.Slots, 1), ago(r.Now, m.LastUsed))
+	}
+	for name, size := range r.Foreign {
+		fmt.Fprintf(t, "%s\t-\tforeign\t%v\t\t\t\n", name, size)
+	}
+	if len(r.Waiting) > 0 {
+		fmt.Fprintln(t, "\nQUEUE\tCLASS\tWAITING\tSINCE\tEXPECTED")
+		for _, q := range r.Waiting {
+			fmt.Fprintf(t, "%s\t%v\t%d\t%s\t%v\n", q.Model, q.Class, q.Count, ago(r.Now, q.Since), q.Expect.Round(100*time.Millisecond))
+		}
+	}
+	n := r.Counters
+	fmt.Fprintf(t, "\nloads %d (%.1f s), unloads %d, lost %d, refused %d\n", n.Loads, n.LoadSeconds, n.Unloads, n.Lost, n.Refused)
+	return t.Flush()
+}
+
+func ago(now, then time.Time) string {
+	if then.IsZero() {
+		return "never"
+	}
+	return max(now.Sub(then), 0).Round(time.Second).String() + " ago"
+}
