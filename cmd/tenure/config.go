@@ -79,12 +79,12 @@ func (p *program) loadConfig() (*config, error) {
 		}
 		environ = file
 	}
-	maps.Copy(environ, p.environ)
-	for name, value := range environ {
-		if value == "" {
-			delete(environ, name) // set to nothing is not set
+	for name, value := range p.environ {
+		if value != "" { // set to nothing is not set
+			environ[name] = value
 		}
 	}
+	maps.DeleteFunc(environ, func(_, value string) bool { return value == "" })
 	c := &config{}
 	unreadable := map[string]bool{}
 	var wrong []error
