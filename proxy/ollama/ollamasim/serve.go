@@ -197,21 +197,13 @@ func keepAlive(d *api.Duration) *time.Duration {
 	return &d.Duration
 }
 
-// find returns the model of a request, or refuses it.
-func (s *Sim) find(w http.ResponseWriter, name string) *Model {
-	m := s.models[canonical(name)]
-	if m == nil {
-		refuse(w, http.StatusNotFound, "model '%s' not found", name)
-	}
-	return m
-}
-
 // serve answers a chat or a generate, in Ollama's order: unload, refuse, load,
 // wait for a slot, read the prompt, write.
 func (s *Sim) serve(w http.ResponseWriter, r *http.Request, j job, verb string) {
 	began := time.Now()
-	m := s.find(w, j.model)
+	m := s.models[canonical(j.model)]
 	if m == nil {
+		refuse(w, http.StatusNotFound, "model '%s' not found", j.model)
 		return
 	}
 	if j.empty && j.keep != nil && j.keep.Duration == 0 {
@@ -491,8 +483,9 @@ func (s *Sim) embed(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "invalid input type")
 		return
 	}
-	m := s.find(w, req.Model)
+	m := s.models[canonical(req.Model)]
 	if m == nil {
+		refuse(w, http.StatusNotFound, "model %q not found, try pulling it first", req.Model)
 		return
 	}
 	s.visit(w, r, visit{model: m, numCtx: option(req.Options, "num_ctx", 0), keep: keepAlive(req.KeepAlive), empty: len(input) == 0}, func(ctx context.Context, dead <-chan struct{}, run *runner) error {

@@ -1,0 +1,194 @@
+package ollamatest
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"tenure/proxy/ollama"
+)
+
+// Config adjusts a server.
+type Config struct {
+	Log string   // file for its log, appended to
+	Env []string // settings beside and above those that tenure asks for
+}
+
+// Server is a running Ollama. Its methods are not for concurrent use.
+type Server struct {
+	bin  string
+	addr string
+	log  string
+	env  []string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+}
+
+// Start runs a server with the models of Prepare on a free port of the
+// loopback interface, with the settings that tenure asks for: three models at
+// once, kept for ever, one request each. It returns once the server answers.
+func Start(ctx context.Context, root string, cfg Config) (*Server, error) {
+	models, err := Prepare(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	return start(ctx, root, cfg, models)
+}
+
+func start(ctx context.Context, root string, cfg Config, models string) (*Server, error) {
+	bin, err := server(root)
+	if err != nil {
+		return nil, err
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	addr := l.Addr().String()
+	if err := l.Close(); err != nil {
+		return nil, err
+	}
+	s := &Server{bin: bin, addr: addr, log: cfg.Log, env: append([]string{
+		"PATH=" + os.Getenv("PATH"),
+		"HOME=" + filepath.Join(cache(root), "home"), // it keeps a key there
+		"OLLAMA_HOST=" + addr,
+		"OLLAMA_MODELS=" + models,
+		"OLLAMA_MAX_LOADED_MODELS=3",
+		"OLLAMA_NUM_PARALLEL=1",
+		"OLLAMA_KEEP_ALIVE=-1",
+		"OLLAMA_CONTEXT_LENGTH=4096",
+		"OLLAMA_NO_CLOUD=1",
+		"OLLAMA_DEBUG=1", // Moves reads what it logs
+	}, cfg.Env...)}
+	return s, s.Restart(ctx)
+}
+
+// URL is where the server listens, across restarts.
+func (s *Server) URL() *url.URL { return &url.URL{Scheme: "http", Host: s.addr} }
+
+// Restart starts the server again, on the same port, and waits until it answers.
+func (s *Server) Restart(ctx context.Context) error {
+	log, err := os.OpenFile(s.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()                    // the process has its own
+	s.cmd = exec.Command(s.bin, "serve") //nolint:noctx // it outlives ctx, which only bounds the start
+	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env, log, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its runners join the group
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	cmd, done := s.cmd, make(chan struct{})
+	s.done = done
+	go func() {
+		_ = cmd.Wait() // killed or not, what counts is that it is gone
+		close(done)
+	}()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		if err := answers(ctx, s.addr); err == nil {
+			return nil
+		}
+		select {
+		case <-done:
+			return fmt.Errorf("ollama serve: %v, see %s", cmd.ProcessState, s.log)
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), s.Kill())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func answers(ctx context.Context, addr string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Kill ends the server and its runners at once, as a power cut would.
+func (s *Server) Kill() error { return s.end(syscall.SIGKILL) }
+
+// Stop ends the server as a service manager does.
+func (s *Server) Stop() error { return s.end(syscall.SIGTERM) }
+
+func (s *Server) end(signal syscall.Signal) error {
+	group := -s.cmd.Process.Pid
+	select {
+	case <-s.done:
+	default:
+		if err := syscall.Kill(group, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+		select {
+		case <-s.done:
+		case <-time.After(10 * time.Second):
+		}
+	}
+	// Whatever is left of the group: runners outlive a server that was killed.
+	if err := syscall.Kill(group, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	<-s.done
+	return nil
+}
+
+// Move is a model that came into memory or left it.
+type Move struct {
+	What  What
+	Model string // canonical
+}
+
+// What a Move is.
+type What string
+
+// An Evict is the server's own order to unload: to make room, or to load the
+// same model with another context. An Unload follows.
+const (
+	Load   What = "load"
+	Unload What = "unload"
+	Evict  What = "evict"
+)
+
+// Moves lists what the server's log says, since its first start. Models that
+// died with the server left no word.
+func (s *Server) Moves() ([]Move, error) {
+	f, err := os.Open(s.log)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	words := map[string]What{
+		"finished setting up":                                Load,
+		"starting background wait for VRAM recovery":         Unload,
+		"resetting model to expire immediately to make room": Evict,
+	}
+	line := regexp.MustCompile(`msg="([^"]+)" runner\.name=(\S+)`)
+	var moves []Move
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if m := line.FindStringSubmatch(lines.Text()); m != nil && words[m[1]] != "" {
+			moves = append(moves, Move{What: words[m[1]], Model: ollama.Canonical(strings.Trim(m[2], `"`))})
+		}
+	}
+	return moves, lines.Err()
+}
