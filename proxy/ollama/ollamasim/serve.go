@@ -375,7 +375,7 @@ func (s *Sim) midFault(name string) (Fault, bool) {
 }
 
 func (s *Sim) strike(ctx context.Context, dead <-chan struct{}, out *output, f Fault) error {
-	switch f.Kind { //nolint:exhaustive // the others do not strike here
+	switch f.Kind {
 	case HangMid:
 		return hang(ctx, dead)
 	case CutMid:

@@ -24,7 +24,7 @@ type composition struct {
 
 // compose makes the answer up. It depends on nothing but the request.
 func compose(j job, m *Model, length int) (composition, error) {
-	rng := rand.New(rand.NewPCG(seed(j), 0)) //nolint:gosec // made-up text needs no secrecy
+	rng := rand.New(rand.NewPCG(seed(j), 0))
 	c := composition{reason: "stop"}
 	switch format := strings.TrimSpace(string(j.format)); {
 	case format == "" || format == "null" || format == `""`:
@@ -256,7 +256,7 @@ func toolCall(j job, rng *rand.Rand) (api.ToolCall, bool) {
 func vector(m *Model, text string, dimensions int) []float32 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(canonical(m.Name) + "\x00" + text))
-	rng := rand.New(rand.NewPCG(h.Sum64(), 1)) //nolint:gosec // see compose
+	rng := rand.New(rand.NewPCG(h.Sum64(), 1))
 	v := make([]float32, m.Heads*m.HeadDim)
 	for i := range v {
 		v[i] = float32(rng.NormFloat64())

@@ -92,7 +92,7 @@ const (
 // tensors are Gaussian noise with a bias, which keeps answers readable and
 // makes them end.
 func (n network) tensors() []tensor {
-	rng := rand.New(rand.NewPCG(n.seed, 0)) //nolint:gosec // noise needs no secrecy
+	rng := rand.New(rand.NewPCG(n.seed, 0))
 	noise := func(name string, sigma float64, in, out uint64) tensor {
 		t := tensor{name: name, shape: []uint64{in, out}, data: make([]float32, in*out)}
 		for i := range t.data {

@@ -84,7 +84,7 @@ func (s *Server) Restart(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()                    // the process has its own
-	s.cmd = exec.Command(s.bin, "serve") //nolint:noctx // it outlives ctx, which only bounds the start
+	s.cmd = exec.Command(s.bin, "serve") // it outlives ctx, which only bounds the start
 	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env, log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its runners join the group
 	if err := s.cmd.Start(); err != nil {
