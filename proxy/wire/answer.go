@@ -3,7 +3,6 @@ package wire
 import (
 	"encoding/binary"
 	"iter"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -97,129 +96,107 @@ func (a *Answer) AppendErrorEvent(dst []byte, e *Error) []byte {
 // AppendBody appends the whole answer as one JSON object. It ranges over the
 // chunks once, and returns when they end.
 func (a *Answer) AppendBody(dst []byte, chunks iter.Seq[[]byte]) []byte {
-	all := slices.AppendSeq(make([][]byte, 0, 256), chunks)
 	dst = a.appendHead(dst, "chat.completion")
 	dst = append(dst, `"choices":[`...)
-	for index := 0; ; index++ {
-		at := slices.IndexFunc(all, func(chunk []byte) bool {
-			kind, i, _ := parse(chunk)
-			return kind == kindRole && i == index
-		})
-		if at < 0 {
-			break
+	dst = openChoice(dst, 0)
+	// The content of choice 0, mostly all there is, goes to its place at once;
+	// everything else waits for its turn.
+	content := len(dst)
+	parts := make([]part, 1)
+	for chunk := range chunks {
+		kind, index, payload := parse(chunk)
+		for index >= len(parts) {
+			parts = append(parts, part{})
 		}
-		if index > 0 {
-			dst = append(dst, ',')
+		p := &parts[index]
+		to := &p.content
+		if index == 0 {
+			to = &dst
 		}
-		dst = a.appendChoice(dst, index, all[at:])
+		switch kind {
+		case kindText:
+			*to = append(*to, payload...)
+		case kindLogprobs:
+			text, entries := cutSized(payload)
+			*to = append(*to, text...)
+			p.logprobs = append(appendSeparator(p.logprobs), entries...)
+		case kindReasoning:
+			p.reasoning = append(p.reasoning, payload...)
+		case kindCall:
+			p.calls = a.appendCall(appendSeparator(p.calls), "{", index, payload)
+		case kindFunction:
+			_, payload = cutVarint(payload)
+			p.function = appendFunction([]byte{'{'}, payload)
+		case kindFinish:
+			p.reason = payload
+		case kindUsage:
+			a.prompt, a.completion, _ = FinishCounts(chunk)
+		}
+	}
+	dst = parts[0].close(dst, content)
+	for i, p := range parts[1:] {
+		dst = openChoice(append(dst, ','), i+1)
+		content = len(dst)
+		dst = append(dst, p.content...)
+		dst = p.close(dst, content)
 	}
 	dst = append(dst, `],`...)
-	for _, chunk := range all {
-		if prompt, completion, ok := FinishCounts(chunk); ok {
-			a.prompt, a.completion = prompt, completion
-		}
-	}
 	dst = a.appendUsage(dst)
 	return append(dst, '}')
 }
 
-func (a *Answer) appendChoice(dst []byte, index int, chunks [][]byte) []byte {
-	of := func(kinds string) iter.Seq2[byte, []byte] {
-		return func(yield func(byte, []byte) bool) {
-			for _, chunk := range chunks {
-				kind, i, payload := parse(chunk)
-				if i == index && strings.IndexByte(kinds, kind) >= 0 && !yield(kind, payload) {
-					return
-				}
-			}
-		}
-	}
+// part is what one choice is made of, escaped.
+type part struct{ content, reasoning, logprobs, calls, function, reason []byte }
+
+// openChoice appends a choice up to its content, the quote included.
+func openChoice(dst []byte, index int) []byte {
 	dst = append(dst, `{"index":`...)
 	dst = strconv.AppendInt(dst, int64(index), 10)
-	dst = append(dst, `,"message":{"role":"assistant","content":`...)
-	mark, calls := len(dst), 0
-	dst = append(dst, '"')
-	for kind, payload := range of(string([]byte{kindText, kindLogprobs})) {
-		if kind == kindLogprobs {
-			payload, _ = cutSized(payload)
-		}
-		dst = append(dst, payload...)
-	}
-	dst = append(dst, '"')
-	for range of(string([]byte{kindCall, kindFunction})) {
-		calls++
-	}
-	if calls > 0 && len(dst) == mark+2 {
-		dst = append(dst[:mark], "null"...)
-	}
-	dst = append(dst, `,"refusal":null`...)
-	for _, member := range []string{`,"reasoning_content":"`, `,"reasoning":"`} {
-		mark = len(dst)
-		dst = append(dst, member...)
-		for _, payload := range of(string([]byte{kindReasoning})) {
-			dst = append(dst, payload...)
-		}
-		if len(dst) == mark+len(member) {
-			dst = dst[:mark]
-			break
-		}
+	return append(dst, `,"message":{"role":"assistant","content":"`...)
+}
+
+// close appends what follows the content, which began at start.
+func (p *part) close(dst []byte, start int) []byte {
+	if len(dst) == start && (p.calls != nil || p.function != nil) {
+		dst = append(dst[:start-1], "null"...)
+	} else {
 		dst = append(dst, '"')
 	}
-	if calls > 0 {
-		dst = a.appendCalls(dst, index, of(string([]byte{kindCall, kindFunction})))
+	dst = append(dst, `,"refusal":null`...)
+	if p.reasoning != nil {
+		dst = appendMember(dst, `,"reasoning_content":`, p.reasoning)
+		dst = appendMember(dst, `,"reasoning":`, p.reasoning)
+	}
+	if p.calls != nil {
+		dst = append(dst, `,"tool_calls":[`...)
+		dst = append(dst, p.calls...)
+		dst = append(dst, ']')
+	}
+	if p.function != nil {
+		dst = append(dst, `,"function_call":`...)
+		dst = append(dst, p.function...)
 	}
 	dst = append(dst, `},"logprobs":`...)
-	mark = len(dst)
-	for _, payload := range of(string([]byte{kindLogprobs})) {
-		_, entries := cutSized(payload)
-		if len(dst) == mark {
-			dst = append(dst, `{"content":[`...)
-		} else {
-			dst = append(dst, ',')
-		}
-		dst = append(dst, entries...)
-	}
-	if len(dst) == mark {
-		dst = append(dst, "null"...)
-	} else {
-		dst = append(dst, `],"refusal":null}`...)
-	}
+	dst = appendLogprobsOrNull(dst, p.logprobs)
 	dst = append(dst, `,"finish_reason":"`...)
-	for _, payload := range of(string([]byte{kindFinish})) {
-		dst = append(dst, payload...)
-	}
+	dst = append(dst, p.reason...)
 	return append(dst, `"}`...)
 }
 
-// appendCalls appends the calls of a message.
-func (a *Answer) appendCalls(dst []byte, index int, calls iter.Seq2[byte, []byte]) []byte {
-	first := true
-	for kind, payload := range calls {
-		if kind == kindFunction {
-			_, payload = cutVarint(payload)
-			dst = append(dst, `,"function_call":{`...)
-			return appendFunction(dst, payload)
-		}
-		if first {
-			dst = append(dst, `,"tool_calls":[`...)
-		} else {
-			dst = append(dst, ',')
-		}
-		first = false
-		dst = a.appendCall(dst, "", index, payload)
+func appendSeparator(list []byte) []byte {
+	if len(list) > 0 {
+		return append(list, ',')
 	}
-	return append(dst, ']')
+	return list
 }
 
-// appendCall appends one tool call; indexed is `{"index":` in a stream and
-// empty in a body. Its id is made from the answer's, so that a kept answer
-// given twice has ids of its own each time.
-func (a *Answer) appendCall(dst []byte, indexed string, choice int, payload []byte) []byte {
+// appendCall appends one tool call. It opens with `{"index":` in a stream and
+// with a brace in a body. Its id is made from the answer's, so that a kept
+// answer given twice has ids of its own each time.
+func (a *Answer) appendCall(dst []byte, opening string, choice int, payload []byte) []byte {
 	call, payload := cutVarint(payload)
-	if indexed == "" {
-		dst = append(dst, '{')
-	} else {
-		dst = append(dst, indexed...)
+	dst = append(dst, opening...)
+	if opening != "{" {
 		dst = strconv.AppendInt(dst, int64(call), 10)
 		dst = append(dst, ',')
 	}
@@ -316,6 +293,9 @@ func parse(chunk []byte) (kind byte, index int, payload []byte) {
 }
 
 func cutVarint(b []byte) (n int, rest []byte) {
+	if len(b) > 0 && b[0] < 0x80 {
+		return int(b[0]), b[1:]
+	}
 	v, size := binary.Uvarint(b)
 	return int(v), b[max(size, 0):]
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ollama/ollama/api"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/sashabaranov/go-openai"
 )
@@ -121,6 +122,9 @@ type Tool struct {
 	Name, Description string
 	Strict            bool
 	Parameters        []byte // a JSON schema, compact; empty if none was given
+
+	compiled *jsonschema.Schema
+	native   *api.ToolFunctionParameters // nil if Ollama's type cannot hold them
 }
 
 // ToolChoice says whether tools are to be called.
@@ -536,7 +540,7 @@ func (d *decoder) dataURL(m *Message) {
 		return
 	}
 	if escaped {
-		raw = unescape(raw)
+		raw = []byte(unescape(raw))
 	}
 	head, _, found := strings.Cut(string(raw[:min(len(raw), 128)]), ",")
 	if !strings.HasPrefix(head, "data:") || !found || !strings.HasSuffix(head, ";base64") {

@@ -16,6 +16,10 @@ import (
 
 const user = `"messages":[{"role":"user","content":"hi"}]`
 
+func image(url string) string {
+	return `{"model":"a","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"` + url + `"}}]}]}`
+}
+
 // refused decodes what must be refused.
 func refused(t *testing.T, body string) *Error {
 	t.Helper()
@@ -111,6 +115,31 @@ func TestRefused(t *testing.T) {
 		{"schema that fetches", `{"model":"a",` + user + `,"response_format":{"type":"json_schema","json_schema":{"schema":{"$ref":"http://127.0.0.1/x"}}}}`, codeInvalidValue, "response_format.json_schema.schema"},
 		{"metadata of the wrong type", `{"model":"a",` + user + `,"metadata":{"cv":7}}`, codeInvalidType, "metadata"},
 		{"user of the wrong type", `{"model":"a",` + user + `,"user":7}`, codeInvalidType, "user"},
+		{"image by address", image("https://example.org/x.png"), codeInvalidValue, "messages[0].content[0].image_url.url"},
+		{"image by a file's address", image("file:///etc/passwd"), codeInvalidValue, "messages[0].content[0].image_url.url"},
+		{"image not in base64", image("data:image/png,abc"), codeInvalidValue, "messages[0].content[0].image_url.url"},
+		{"image in bad base64", image("data:image/png;base64,!!!!"), codeInvalidValue, "messages[0].content[0].image_url.url"},
+		{"no image", image("data:image/png;base64,aGVsbG8="), codeInvalidValue, "messages[0].content[0].image_url.url"},
+		{"image as a number", `{"model":"a","messages":[{"role":"user","content":[{"type":"image_url","image_url":7}]}]}`, codeInvalidType, "messages[0].content[0].image_url"},
+		{"image without a url", `{"model":"a","messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]}`, codeMissing, "messages[0].content[0].image_url.url"},
+		{"image part without an image", `{"model":"a","messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, codeMissing, "messages[0].content[0].image_url"},
+		{"text part without a text", `{"model":"a","messages":[{"role":"user","content":[{"type":"text"}]}]}`, codeMissing, "messages[0].content[0].text"},
+		{"tools as an object", with(`"tools":{}`), codeInvalidType, "tools"},
+		{"tool without a function", with(`"tools":[{"type":"function"}]`), codeMissing, "tools[0].function"},
+		{"tool without a name", with(`"tools":[{"type":"function","function":{}}]`), codeMissing, "tools[0].function.name"},
+		{"custom tool", with(`"tools":[{"type":"custom","custom":{"name":"x"}}]`), codeUnsupported, "tools[0].type"},
+		{"two tools of one name", with(`"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"f"}}]`), codeInvalidValue, "tools[1].function.name"},
+		{"invalid parameters", with(`"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"thing"}}}]`), codeInvalidValue, "tools[0].function.parameters"},
+		{"parameters as a string", with(`"tools":[{"type":"function","function":{"name":"f","parameters":"{}"}}]`), codeInvalidType, "tools[0].function.parameters"},
+		{"unknown tool_choice", with(twoTools + `,"tool_choice":"maybe"`), codeInvalidValue, "tool_choice"},
+		{"tool_choice of an unknown kind", with(twoTools + `,"tool_choice":{"type":"custom","custom":{"name":"find"}}`), codeInvalidValue, "tool_choice"},
+		{"tool_choice names no tool", with(twoTools + `,"tool_choice":{"type":"function","function":{"name":"lose"}}`), codeInvalidValue, "tool_choice"},
+		{"allowed_tools name no tool", with(twoTools + `,"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"lose"}}]}}`), codeInvalidValue, "tool_choice"},
+		{"tool_choice without tools", with(`"tool_choice":"required"`), codeInvalidValue, "tool_choice"},
+		{"function_call names no function", with(`"functions":[{"name":"f"}],"function_call":{"name":"g"}`), codeInvalidValue, "function_call"},
+		{"call without a function", `{"model":"a","messages":[{"role":"assistant","tool_calls":[{"id":"x"}]}]}`, codeMissing, "messages[0].tool_calls[0].function"},
+		{"call without a name", `{"model":"a","messages":[{"role":"assistant","tool_calls":[{"id":"x","function":{"arguments":"{}"}}]}]}`, codeMissing, "messages[0].tool_calls[0].function.name"},
+		{"schema that goes round", with(`"response_format":{"type":"json_schema","json_schema":{"schema":{"$ref":"#"}}}`), codeInvalidValue, "response_format.json_schema.schema"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := refused(t, tt.body)
@@ -210,6 +239,33 @@ func TestAccepted(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestLimits: each limit refuses what lies just beyond it, by name.
+func TestLimits(t *testing.T) {
+	png := `{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgoAAAAN"}}`
+	for _, tt := range []struct {
+		lim         Limits
+		body, param string
+	}{
+		{Limits{Messages: 1}, `{"model":"a","messages":[{"role":"user","content":"a"},{"role":"user","content":"b"}]}`, "messages[1]"},
+		{Limits{Tools: 1}, with(twoTools), "tools[1]"},
+		{Limits{Images: 1}, `{"model":"a","messages":[{"role":"user","content":[` + png + `,` + png + `]}]}`, "messages[0].content[1].image_url"},
+		{Limits{ImageBytes: 9}, `{"model":"a","messages":[{"role":"user","content":[` + png + `]}]}`, "messages[0].content[0].image_url.url"},
+		{Limits{Depth: 2}, with(""), "messages[0]"},
+		{Limits{Choices: 1}, with(`"n":2`), "n"},
+		{Limits{MaxTokens: 9}, with(`"max_tokens":10`), "max_tokens"},
+		{Limits{Stops: 1}, with(`"stop":["a","b"]`), "stop[1]"},
+		{Limits{SchemaBytes: 50}, with(schemaAB), "response_format.json_schema.schema"},
+	} {
+		if _, err := DecodeChat([]byte(tt.body), Limits{}); err != nil {
+			t.Errorf("%+v: refused without it: %v", tt.lim, err)
+		}
+		_, err := DecodeChat([]byte(tt.body), tt.lim)
+		if e, ok := errors.AsType[*Error](err); !ok || e.Param != tt.param || e.Status != 400 {
+			t.Errorf("%+v: got %+v, want param %s", tt.lim, err, tt.param)
+		}
 	}
 }
 

@@ -52,6 +52,25 @@
 // reasoning, reasoning_content, thinking, refusal, audio and annotations of a
 // message.
 //
+// # Tools
+//
+// Ollama knows no tool_choice and refuses tools where the model's template has
+// no place for them. Tools go to it as they are only for tool_choice auto on a
+// model that takes them. Else the model reads of them in a system message, and
+// a grammar binds its answer: to the arguments of the one tool that must be
+// called, to a call of one of several, or, for auto, to a call or an answer,
+// whose text still streams as it comes. Such a turn makes one call at most. The
+// arguments of a tool with strict are checked, except where the server finds
+// the calls itself.
+//
+// # Schemas
+//
+// A schema is validated when it is read and sent as llama.cpp's converter to
+// grammars needs it: titles and such are left out, what it cannot express is
+// allowed, and what would bring it down never reaches it (see grammar.go). Its
+// members keep their order, in which the model will write them. The check of
+// the answer is against the schema as the client sent it.
+//
 // # Refused
 //
 // Only what would change the meaning, with 400 and the field's name: a wrong

@@ -61,6 +61,7 @@ func (c *Chat) AppendKey(dst []byte, p Params) []byte {
 		k.int(int(c.ToolChoice.Mode))
 		k.flag(c.ParallelOff)
 		k.flag(c.functionsAPI)
+		k.int(int(c.plan(p)))
 	}
 	k.flag(p.lacks("tools"))
 

@@ -1,9 +1,11 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,6 +31,7 @@ const (
 // of a recording. Not safe for concurrent use.
 type Recorder struct {
 	chat    *Chat
+	plan    toolPlan
 	choices []choice
 	left    int // choices not done
 	prompt  int
@@ -40,6 +43,7 @@ type Recorder struct {
 type choice struct {
 	begun, done bool
 	thought     thought
+	reply       reply  // where the plan is emulated
 	json        []byte // the content so far, where it must be checked
 	calls       int
 	logprobs    []api.Logprob // of content not written yet
@@ -47,8 +51,8 @@ type choice struct {
 }
 
 // NewRecorder returns a recorder for the answers to c's n requests with p.
-func NewRecorder(c *Chat, _ Params) *Recorder {
-	return &Recorder{chat: c, choices: make([]choice, c.N), left: c.N}
+func NewRecorder(c *Chat, p Params) *Recorder {
+	return &Recorder{chat: c, plan: c.plan(p), choices: make([]choice, c.N), left: c.N}
 }
 
 // Line takes one line of the answer for a choice and returns the chunks it
@@ -66,7 +70,7 @@ func (r *Recorder) Line(index int, resp *api.ChatResponse) ([][]byte, error) {
 		ch.begun = true
 		r.emit(kindRole, index, 0)
 	}
-	if r.chat.Logprobs {
+	if r.chat.Logprobs && !r.plan.emulated() { // else they are those of the wrapping
 		ch.logprobs = append(ch.logprobs, resp.Logprobs...)
 	}
 	if resp.Message.Thinking != "" {
@@ -78,7 +82,15 @@ func (r *Recorder) Line(index int, resp *api.ChatResponse) ([][]byte, error) {
 		reasoning, text = reasoning+moreReasoning, text+moreText
 	}
 	r.reasoning(index, reasoning)
-	r.text(index, text)
+	switch {
+	case r.plan == planUnion && r.chat.Format.Kind == FormatText:
+		text = ch.reply.answer(text)
+		fallthrough
+	case !r.plan.emulated():
+		r.text(index, text)
+	default:
+		ch.reply.raw = append(ch.reply.raw, text...)
+	}
 	for _, call := range resp.Message.ToolCalls {
 		r.call(index, call.Function.Name, call.Function.Arguments.String())
 	}
@@ -165,8 +177,14 @@ func (r *Recorder) finish(index int, resp *api.ChatResponse) ([][]byte, error) {
 	r.left--
 	r.prompt = max(r.prompt, resp.PromptEvalCount)
 	r.tokens += resp.EvalCount
+	length := resp.DoneReason == "length"
+	if r.plan.emulated() {
+		if err := r.settle(index, length); err != nil {
+			return nil, err
+		}
+	}
 	switch {
-	case resp.DoneReason == "length":
+	case length:
 		ch.reason = string(openai.FinishReasonLength)
 	case ch.calls > 0 && r.chat.functionsAPI:
 		ch.reason = string(openai.FinishReasonFunctionCall)
@@ -195,16 +213,69 @@ func (r *Recorder) check(content []byte) error {
 	if f.Kind == FormatText || len(r.chat.Stop) > 0 {
 		return nil
 	}
-	broken := &Error{Status: http.StatusBadGateway, Type: typeServer, Code: codeOutput, Param: "response_format"}
 	if !json.Valid(content) {
-		broken.Message = "The model's answer is not valid JSON."
-		return broken
+		return broken("response_format", "The model's answer is not valid JSON.")
 	}
 	if f.Kind == FormatSchema && f.Strict && !conforms(f.compiled, content) {
-		broken.Message = "The model's answer does not satisfy the schema."
-		return broken
+		return broken("response_format", "The model's answer does not satisfy the schema.")
 	}
 	return nil
+}
+
+func broken(param, message string) *Error {
+	return &Error{Status: http.StatusBadGateway, Type: typeServer, Code: codeOutput, Param: param, Message: message}
+}
+
+// settle reads a whole emulated reply. One that ran out of tokens is a call
+// with the arguments so far, where it is known whose they are, and else
+// nothing.
+func (r *Recorder) settle(index int, length bool) error {
+	ch := &r.choices[index]
+	raw := bytes.TrimSpace(ch.reply.raw)
+	if r.plan == planArguments {
+		tool := &r.chat.callable()[0]
+		if !length && !tool.takes(raw) {
+			return broken("tools", "The model's call does not have the arguments the tool asks for.")
+		}
+		r.call(index, tool.Name, string(raw))
+		return nil
+	}
+	if length || ch.reply.state == replyAnswered {
+		return nil
+	}
+	if ch.reply.state == replyAnswer && len(r.chat.Stop) > 0 {
+		return nil // a stop sequence cut the answer, as asked
+	}
+	var said struct {
+		Tool      string
+		Arguments json.RawMessage
+		Answer    json.RawMessage
+	}
+	if err := json.Unmarshal(raw, &said); err != nil {
+		return broken("tools", "The model's answer is not valid JSON.")
+	}
+	tools := r.chat.callable()
+	at := slices.IndexFunc(tools, func(t Tool) bool { return t.Name == said.Tool })
+	switch {
+	case at >= 0 && tools[at].takes(said.Arguments):
+		r.call(index, said.Tool, string(said.Arguments))
+	case at < 0 && r.plan == planUnion && r.chat.Format.Kind != FormatText && said.Answer != nil:
+		r.text(index, string(said.Answer))
+	case at < 0 && r.plan == planUnion && bytes.HasPrefix(said.Answer, []byte(`"`)):
+		r.text(index, unescape(said.Answer[1:len(said.Answer)-1]))
+	default:
+		return broken("tools", "The model's call is not one of the tools with the arguments it asks for.")
+	}
+	return nil
+}
+
+// takes reports whether arguments are an object and, for a strict tool, one of
+// its schema.
+func (t *Tool) takes(arguments []byte) bool {
+	if !json.Valid(arguments) || !bytes.HasPrefix(arguments, []byte("{")) {
+		return false
+	}
+	return !t.Strict || t.compiled == nil || conforms(t.compiled, arguments)
 }
 
 // appendSized appends s escaped, with its length before it.
@@ -264,6 +335,7 @@ type thoughtState uint8
 
 const (
 	thoughtUndecided thoughtState = iota // nothing but white space or part of a tag was seen
+	thoughtOpening                       // after the tag, before the thought
 	thoughtOpen                          // inside
 	thoughtClosed                        // after it, before the content
 	thoughtNone                          // in the content
@@ -286,7 +358,7 @@ func (t *thought) split(s string) (reasoning, text string) {
 		rest, found := strings.CutPrefix(trimmed, thinkOpen)
 		switch {
 		case found:
-			t.state, s = thoughtOpen, strings.TrimLeft(rest, blanks)
+			t.state, s = thoughtOpening, rest
 		case strings.HasPrefix(thinkOpen, trimmed):
 			t.held = s
 			return "", ""
@@ -294,6 +366,12 @@ func (t *thought) split(s string) (reasoning, text string) {
 			t.state = thoughtNone
 			return "", s
 		}
+	}
+	if t.state == thoughtOpening {
+		if s = strings.TrimLeft(s, blanks); s == "" {
+			return "", ""
+		}
+		t.state = thoughtOpen
 	}
 	if t.state == thoughtOpen {
 		before, after, found := strings.Cut(s, thinkClose)

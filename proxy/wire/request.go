@@ -2,7 +2,6 @@ package wire
 
 import (
 	"cmp"
-	"encoding/json"
 	"maps"
 	"net/http"
 	"slices"
@@ -70,14 +69,15 @@ func (c *Chat) Request(p Params) (*api.ChatRequest, error) {
 		Logprobs:    c.Logprobs,
 		TopLogprobs: c.TopLogprobs,
 	}
-	switch c.Format.Kind {
-	case FormatText:
-	case FormatJSON:
-		req.Format = json.RawMessage(`"json"`)
-	case FormatSchema:
-		req.Format = json.RawMessage(c.Format.Schema)
+	plan := c.plan(p)
+	if plan == planNative {
+		req.Tools = c.nativeTools()
 	}
-	req.Messages = c.messages()
+	if plan == planArguments || plan == planCall {
+		delete(req.Options, "stop") // it is for text and would cut the call
+	}
+	req.Format = c.format(plan)
+	req.Messages = c.messages(p, plan)
 	return req, nil
 }
 
@@ -179,15 +179,4 @@ func (c *Chat) IgnoredFor(p Params) []string {
 		return append(slices.Clip(c.Ignored), "reasoning_effort")
 	}
 	return c.Ignored
-}
-
-func (c *Chat) messages() []api.Message {
-	out := make([]api.Message, len(c.Messages))
-	for i, m := range c.Messages {
-		out[i] = api.Message{Role: m.Role, Content: m.Text}
-		for _, image := range m.Images {
-			out[i].Images = append(out[i].Images, image)
-		}
-	}
-	return out
 }

@@ -1,8 +1,11 @@
 package wire
 
 import (
+	"bytes"
+	"encoding/binary"
 	"iter"
 	"math"
+	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -275,7 +278,7 @@ func (s *scan) key() []byte {
 		return nil
 	}
 	if escaped {
-		raw = unescape(raw)
+		raw = []byte(unescape(raw))
 	}
 	if s.peek() != ':' {
 		s.syntax("expected ':'")
@@ -296,7 +299,7 @@ func (s *scan) text() string {
 	}
 	raw, escaped := s.quoted()
 	if escaped {
-		raw = unescape(raw)
+		return unescape(raw)
 	}
 	return string(raw)
 }
@@ -305,26 +308,46 @@ func (s *scan) text() string {
 func (s *scan) quoted() (raw []byte, escaped bool) {
 	s.pos++
 	start := s.pos
-	for s.pos < len(s.buf) {
-		switch c := s.buf[s.pos]; {
-		case c == '"':
+	for {
+		s.pos += plainLen(s.buf[s.pos:])
+		if s.pos == len(s.buf) {
+			s.syntax("unexpected end")
+			return nil, false
+		}
+		switch s.buf[s.pos] {
+		case '"':
 			raw = s.buf[start:s.pos]
 			s.pos++
 			return raw, escaped
-		case c < 0x20:
-			s.syntax("control character in a string")
-			return nil, false
-		case c == '\\':
+		case '\\':
 			escaped = true
 			if !s.escape() {
 				return nil, false
 			}
 		default:
-			s.pos++
+			s.syntax("control character in a string")
+			return nil, false
 		}
 	}
-	s.syntax("unexpected end")
-	return nil, false
+}
+
+// plainLen is the length of the part of a string before the next quote,
+// backslash or control character. It looks at eight bytes at a time: a byte is
+// below n, or equal to c, where the subtraction borrows from its top bit.
+func plainLen(b []byte) int {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	n := 0
+	for ; len(b)-n >= 8; n += 8 {
+		w := binary.LittleEndian.Uint64(b[n:])
+		quote, slash := w^ones*'"', w^ones*'\\'
+		if found := ((w-ones*' ')&^w | (quote-ones)&^quote | (slash-ones)&^slash) & tops; found != 0 {
+			return n + bits.TrailingZeros64(found)/8
+		}
+	}
+	for n < len(b) && b[n] >= ' ' && b[n] != '"' && b[n] != '\\' {
+		n++
+	}
+	return n
 }
 
 // escape steps over one escape sequence.
@@ -367,20 +390,18 @@ func hex4(b []byte) rune {
 
 // unescape undoes the escapes of a string that quoted has checked. Half a
 // surrogate pair becomes U+FFFD, as with encoding/json.
-func unescape(raw []byte) []byte {
-	out := make([]byte, 0, len(raw))
-	for i := 0; i < len(raw); {
-		if raw[i] != '\\' {
-			j := i + 1
-			for j < len(raw) && raw[j] != '\\' {
-				j++
-			}
-			out = append(out, raw[i:j]...)
-			i = j
-			continue
+func unescape(raw []byte) string {
+	var out strings.Builder
+	out.Grow(len(raw))
+	for {
+		plain := bytes.IndexByte(raw, '\\')
+		if plain < 0 {
+			out.Write(raw)
+			return out.String()
 		}
-		c := raw[i+1]
-		i += 2
+		out.Write(raw[:plain])
+		c := raw[plain+1]
+		raw = raw[plain+2:]
 		switch c {
 		case 'b':
 			c = '\b'
@@ -393,23 +414,22 @@ func unescape(raw []byte) []byte {
 		case 't':
 			c = '\t'
 		case 'u':
-			r := hex4(raw[i:])
-			i += 4
+			r := hex4(raw)
+			raw = raw[4:]
 			if utf16.IsSurrogate(r) {
 				low := rune(-1)
-				if len(raw)-i >= 6 && raw[i] == '\\' && raw[i+1] == 'u' {
-					low = hex4(raw[i+2:])
+				if len(raw) >= 6 && raw[0] == '\\' && raw[1] == 'u' {
+					low = hex4(raw[2:])
 				}
 				if r = utf16.DecodeRune(r, low); r != utf8.RuneError {
-					i += 6
+					raw = raw[6:]
 				}
 			}
-			out = utf8.AppendRune(out, r)
+			out.WriteRune(r)
 			continue
 		}
-		out = append(out, c)
+		out.WriteByte(c)
 	}
-	return out
 }
 
 // bool reads true or false.

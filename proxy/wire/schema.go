@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
@@ -72,7 +73,7 @@ func (d *decoder) schema() ([]byte, *jsonschema.Schema) {
 	if d.err != nil {
 		return nil, nil
 	}
-	schema := compact(make([]byte, 0, len(raw)), raw, "")
+	schema := compact(make([]byte, 0, len(raw)), raw)
 	if len(schema) > d.lim.SchemaBytes {
 		d.tooMany("bytes of schema", d.lim.SchemaBytes)
 		return nil, nil
@@ -85,7 +86,11 @@ func (d *decoder) schema() ([]byte, *jsonschema.Schema) {
 	return schema, compiled
 }
 
-var errRemote = errors.New("wire: a schema must not refer to another document")
+var (
+	errRemote = errors.New("wire: a schema must not refer to another document")
+	errLoop   = errors.New("wire: a schema must not refer to nothing but itself")
+	errName   = errors.New("wire: a schema has names that are too long")
+)
 
 // nothing loads no document: a schema's $ref must not make the proxy read
 // files or addresses.
@@ -98,9 +103,12 @@ func compile(schema []byte) (*jsonschema.Schema, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := bounded(doc, doc); err != nil {
+		return nil, err
+	}
 	c := jsonschema.NewCompiler()
 	c.UseLoader(nothing{})
-	const name = "request:schema"
+	const name = "request:///schema"
 	if err := c.AddResource(name, doc); err != nil {
 		return nil, err
 	}
@@ -110,19 +118,89 @@ func compile(schema []byte) (*jsonschema.Schema, error) {
 // where says what about a schema is wrong, as far as that can be said without
 // repeating it.
 func where(err error) string {
-	if errors.Is(err, errRemote) {
+	switch {
+	case errors.Is(err, errRemote):
 		return ": $ref to another document"
+	case errors.Is(err, errLoop):
+		return ": $ref to itself"
+	case errors.Is(err, errName):
+		return ": names may have " + strconv.Itoa(maxName) + " bytes"
 	}
 	return ""
+}
+
+const (
+	maxName = 256 // bytes
+	maxHops = 32  // from one $ref straight to the next
+)
+
+// bounded refuses what is valid in a schema and makes llama.cpp's converter run
+// out of stack, within Ollama's server: references that go round without
+// anything between them, and very long names.
+func bounded(root, part any) error {
+	switch part := part.(type) {
+	case map[string]any:
+		for name, value := range part {
+			if len(name) > maxName {
+				return errName
+			}
+			if err := bounded(root, value); err != nil {
+				return err
+			}
+		}
+		var at any = part
+		for range maxHops {
+			schema, _ := at.(map[string]any)
+			ref, ok := schema["$ref"].(string)
+			if !ok {
+				return nil
+			}
+			if !strings.HasPrefix(ref, "#") {
+				return errRemote
+			}
+			if at = pointed(root, ref); at == nil {
+				return nil // the compiler says so
+			}
+		}
+		return errLoop
+	case []any:
+		for _, value := range part {
+			if err := bounded(root, value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pointed returns what a reference within the document points at.
+func pointed(root any, ref string) any {
+	at := root
+	for name := range strings.SplitSeq(strings.TrimPrefix(ref, "#"), "/") {
+		if name == "" {
+			continue
+		}
+		switch part := at.(type) {
+		case map[string]any:
+			at = part[name]
+		case []any:
+			i, err := strconv.Atoi(name)
+			if err != nil || i < 0 || i >= len(part) {
+				return nil
+			}
+			at = part[i]
+		default:
+			return nil
+		}
+	}
+	return at
 }
 
 // compact appends raw, which is valid JSON, without white space, with strings
 // and numbers spelt in one way, members in their order: the grammar made from
 // a schema writes members in the schema's order, so order is part of its
-// meaning here. A local $ref is moved under root where one is given: "#/x"
-// becomes root+"/x".
-func compact(dst, raw []byte, root string) []byte {
-	isRef := false // the last string was the key $ref
+// meaning here.
+func compact(dst, raw []byte) []byte {
 	for i := 0; i < len(raw); {
 		switch c := raw[i]; {
 		case c == ' ' || c == '\t' || c == '\r' || c == '\n':
@@ -135,15 +213,7 @@ func compact(dst, raw []byte, root string) []byte {
 				}
 				end++
 			}
-			text := raw[i+1 : end]
-			if bytes.IndexByte(text, '\\') >= 0 {
-				text = unescape(text)
-			}
-			if root != "" && isRef && len(text) > 0 && text[0] == '#' {
-				text = append([]byte(root), text[1:]...)
-			}
-			isRef = string(text) == "$ref"
-			dst = appendString(dst, string(text))
+			dst = appendString(dst, unescape(raw[i+1:end]))
 			i = end + 1
 		case isNumber(c):
 			end := i
@@ -151,11 +221,8 @@ func compact(dst, raw []byte, root string) []byte {
 				end++
 			}
 			dst = appendNumber(dst, raw[i:end])
-			i, isRef = end, false
+			i = end
 		default:
-			if c != ':' {
-				isRef = false
-			}
 			dst = append(dst, c)
 			i++
 		}

@@ -39,7 +39,7 @@ func (d *decoder) calledFunction() ToolCall {
 			call.Name = d.text()
 		case "arguments":
 			if d.peek() == '{' { // not a string, though it should be one
-				call.Arguments = string(compact(nil, d.raw(), ""))
+				call.Arguments = string(compact(nil, d.raw()))
 			} else {
 				call.Arguments = d.text()
 			}
@@ -91,7 +91,7 @@ func (d *decoder) function() Tool {
 		case "strict":
 			tool.Strict = d.bool()
 		case "parameters":
-			tool.Parameters, _ = d.schema()
+			tool.Parameters, tool.compiled = d.schema()
 		default:
 			d.skip()
 		}
@@ -99,6 +99,7 @@ func (d *decoder) function() Tool {
 	if d.err == nil && tool.Name == "" {
 		d.missing("name")
 	}
+	tool.native = natively(tool.Parameters)
 	return tool
 }
 
