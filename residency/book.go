@@ -443,7 +443,8 @@ func (b *Book) relieve() Plan {
 	if victim < 0 {
 		return Plan{}
 	}
-	return Plan{Load: -1, Victims: append(b.view.victims[:0], victim), Reason: Overcommit}
+	b.view.victims = append(b.view.victims[:0], victim)
+	return Plan{Load: -1, Victims: b.view.victims, Reason: Overcommit}
 }
 
 // start closes the victims of p.

@@ -301,3 +301,29 @@ func TestUnits(t *testing.T) {
 		t.Error("service tiers are mapped wrongly")
 	}
 }
+
+// A clock that is set back must neither undo waiting nor postpone what is due.
+func TestClockSetBack(t *testing.T) {
+	phi, deepseek, _, _ := catalog()
+	deepseek.Size = 19 * GiB // conflicts with phi, which is not pinned here
+	phi.Tier = T1
+	r := newRig(Config{Budget: 20 * GiB, MaxWait: 20 * time.Second}, Latency(), nil)
+	for _, step := range []func() error{
+		func() error { return r.ask(phi, Interactive) },
+		func() error { return r.loaded(0, nil) },
+		func() error { return r.ask(deepseek, Interactive) }, // must wait: phi is busy
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rent := func() float64 { return r.b.view.Seats[1].Queue[Interactive].Rent(r.b.view.Now) }
+	r.now = r.now.Add(3 * time.Second)
+	r.b.Tick(r.now)
+	before := rent()
+	r.now = r.now.Add(-2 * time.Second)
+	r.b.Tick(r.now)
+	if rent() < before || before != 3 {
+		t.Errorf("rent fell from %v to %v", before, rent())
+	}
+}

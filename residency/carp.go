@@ -193,7 +193,8 @@ func (p CARP) worthwhile(v *View) (best Plan, wake time.Time) {
 		}
 		if r := (rent + eps) / (price + eps); r > score {
 			score = r
-			best = Plan{Load: x, Victims: append(v.chosen[:0], victims...), Reason: reason, Rent: rent, Threshold: price}
+			v.chosen = append(v.chosen[:0], victims...)
+			best = Plan{Load: x, Victims: v.chosen, Reason: reason, Rent: rent, Threshold: price}
 		}
 	}
 	if best.Reason == NoReason {
