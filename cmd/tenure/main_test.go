@@ -95,7 +95,7 @@ func start(t *testing.T, args []string, environ ...string) *running {
 	return nil
 }
 
-func post(t *testing.T, url, body string) (*http.Response, string) {
+func post(t *testing.T, url, body string) (status int, header http.Header, text string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -110,7 +110,7 @@ func post(t *testing.T, url, body string) (*http.Response, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp, string(data)
+	return resp.StatusCode, resp.Header, string(data)
 }
 
 // A simulated backend is never silent: it is printed, and said by each answer.
@@ -119,9 +119,9 @@ func TestServeSimulated(t *testing.T) {
 	if !strings.Contains(r.out.String(), "SIMULATED") {
 		t.Errorf("not printed:\n%s", r.out)
 	}
-	resp, body := post(t, r.api+"/v1/chat/completions", `{"model":"recruit/report_generation","messages":[{"role":"user","content":"hello"}]}`)
-	if resp.StatusCode != http.StatusOK || resp.Header.Get("Tenure-Backend") != "simulated" || !strings.Contains(body, "[simulated]") {
-		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
+	status, header, body := post(t, r.api+"/v1/chat/completions", `{"model":"recruit/report_generation","messages":[{"role":"user","content":"hello"}]}`)
+	if status != http.StatusOK || header.Get("Tenure-Backend") != "simulated" || !strings.Contains(body, "[simulated]") {
+		t.Errorf("%d %v %s", status, header, body)
 	}
 
 	var out bytes.Buffer
