@@ -82,27 +82,23 @@ func (t *Tool) schema() []byte {
 }
 
 // format is what the answer must look like, nil for text.
-func (c *Chat) format(plan toolPlan) json.RawMessage {
-	switch plan {
-	case planArguments:
-		return standalone(c.callable()[0].schema())
-	case planCall, planUnion:
-		return c.callFormat(plan)
-	default:
+func (c *Chat) format(plan toolPlan) (json.RawMessage, error) {
+	switch {
+	case plan == planArguments:
+		return roomy(standalone(c.callable()[0].schema()))
+	case plan == planCall || plan == planUnion:
+		return roomy(c.callFormat(plan))
+	case c.Format.Kind == FormatJSON:
+		return json.RawMessage(`"json"`), nil
+	case c.Format.Kind == FormatSchema:
+		return roomy(standalone(c.Format.Schema))
 	}
-	switch c.Format.Kind {
-	case FormatJSON:
-		return json.RawMessage(`"json"`)
-	case FormatSchema:
-		return standalone(c.Format.Schema)
-	default:
-		return nil
-	}
+	return nil, nil
 }
 
 // callFormat is the schema of an answer that is a call of one of the tools or,
 // with planUnion, an answer.
-func (c *Chat) callFormat(plan toolPlan) json.RawMessage {
+func (c *Chat) callFormat(plan toolPlan) []byte {
 	options := []byte(`{"anyOf":[`)
 	defs := []byte(`],"$defs":{`)
 	define := func(name string, schema []byte) {

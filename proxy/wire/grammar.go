@@ -2,7 +2,11 @@ package wire
 
 import (
 	"bytes"
+	"encoding/json"
+	"math"
+	"net/http"
 	"strconv"
+	"strings"
 )
 
 // maxRepetition is where llama.cpp gives up on a schema's lengths
@@ -46,17 +50,24 @@ func (g grammar) schema(dst []byte) []byte {
 		return append(dst, "{"+anything+"}"...)
 	}
 	says := false // anything llama.cpp acts on
+	limits := map[string]float64{}
 	return g.object(dst, func(dst []byte, key string) []byte {
 		switch key {
 		case "$schema", "$id", "$comment", "title", "description", "default", "examples":
 			g.skip()
 			return dst
-		case "minLength", "maxLength", "minItems", "maxItems":
-			raw := g.raw()
-			if n, err := strconv.ParseFloat(string(raw), 64); err != nil || n > maxRepetition {
+		case "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum":
+			if n, err := strconv.ParseFloat(string(g.raw()), 64); err == nil {
+				limits[key] = n
+			}
+			return dst
+		case "enum":
+			raw := compact(nil, g.raw())
+			if string(raw) == "[]" {
 				return dst
 			}
-			return appendNumber(appendName(dst, key), raw)
+			says = true
+			return append(appendName(dst, key), raw...)
 		case "pattern":
 			pattern, ok := plainPattern(g.text())
 			if !ok {
@@ -66,7 +77,7 @@ func (g grammar) schema(dst []byte) []byte {
 			return appendString(appendName(dst, key), pattern)
 		}
 		switch key {
-		case "type", "enum", "const", "$ref", "properties", "items", "prefixItems", "anyOf", "oneOf", "allOf":
+		case "type", "const", "$ref", "properties", "items", "prefixItems", "anyOf", "oneOf", "allOf":
 			says = true
 		}
 		dst = appendName(dst, key)
@@ -93,11 +104,40 @@ func (g grammar) schema(dst []byte) []byte {
 		}
 		return compact(dst, g.raw())
 	}, func(dst []byte) []byte {
+		dst = appendLimits(dst, limits)
 		if says {
 			return dst
 		}
 		return append(appendComma(dst), anything...)
 	})
+}
+
+// appendLimits appends the limits that llama.cpp can keep: lengths to
+// maxRepetition, whole numbers that a float64 holds, and none where the lower
+// is above the upper, for it would count for ever.
+func appendLimits(dst []byte, limits map[string]float64) []byte {
+	for _, pair := range [][2]string{
+		{"minLength", "maxLength"},
+		{"minItems", "maxItems"},
+		{"minimum", "maximum"},
+		{"exclusiveMinimum", "exclusiveMaximum"},
+	} {
+		most := float64(1 << 53)
+		if strings.HasSuffix(pair[0], "Length") || strings.HasSuffix(pair[0], "Items") {
+			most = maxRepetition
+		}
+		low, below := limits[pair[0]]
+		high, above := limits[pair[1]]
+		if below && above && low > high {
+			continue
+		}
+		for _, name := range pair {
+			if n, ok := limits[name]; ok && n == math.Trunc(n) && math.Abs(n) <= most {
+				dst = strconv.AppendFloat(appendName(dst, name), n, 'f', -1, 64)
+			}
+		}
+	}
+	return dst
 }
 
 // object copies an object; member appends the name and value of one member, or
@@ -135,4 +175,69 @@ func appendComma(dst []byte) []byte {
 		dst = append(dst, ',')
 	}
 	return dst
+}
+
+// maxGrammar is how long a grammar Ollama makes room for, in bytes.
+const maxGrammar = 1 << 20
+
+// roomy pads a format such that the grammar made of it fits: Ollama makes room
+// for four times the format's length, at least for 32 KiB and at most for
+// maxGrammar, and cuts off the rest, which no runner survives.
+func roomy(format []byte) (json.RawMessage, error) {
+	size := grammarSize(format)
+	if size > maxGrammar {
+		return nil, &Error{
+			Status: http.StatusBadRequest, Type: typeInvalidRequest, Code: codeInvalidValue, Param: "response_format",
+			Message: "The schemas of 'response_format' and 'tools' are too large together.",
+		}
+	}
+	if size <= max(32<<10, 4*len(format)) {
+		return format, nil
+	}
+	format = append(format[:len(format)-1], `,"$comment":"`...)
+	format = append(format, strings.Repeat(" ", size/4-len(format)+1)...)
+	return append(format, `"}`...), nil
+}
+
+// grammarSize bounds the length of the grammar that llama.cpp makes of a
+// format, from above: its rules are named by the path of property names to
+// them, and a property's name stands in up to a dozen rules.
+func grammarSize(format []byte) int {
+	s := newScan(format, maxSchemaDepth)
+	size := 2048 // rules for the primitive types
+	var walk func(name int, properties bool)
+	walk = func(name int, properties bool) {
+		switch s.peek() {
+		case '{':
+			if !properties {
+				size += 6 * (name + 16)
+			}
+			s.open()
+			for first := true; s.more(first, '}'); first = false {
+				key := s.key()
+				switch {
+				case properties:
+					walk(name+len(key)+1, false)
+				case string(key) == "$defs" || string(key) == "definitions":
+					walk(len("ref--$defs-")+name, true)
+				case string(key) == "$comment":
+					s.skip()
+				case bytes.HasSuffix(key, []byte("imum")):
+					size += 2048 // a range of numbers is spelt digit by digit
+					s.skip()
+				default:
+					walk(name+len("-alternative-00"), string(key) == "properties")
+				}
+			}
+		case '[':
+			s.open()
+			for first := true; s.more(first, ']'); first = false {
+				walk(name+4, false)
+			}
+		default:
+			size += 3 * len(s.raw())
+		}
+	}
+	walk(0, false)
+	return size
 }

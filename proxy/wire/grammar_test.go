@@ -1,8 +1,11 @@
 package wire
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -12,12 +15,16 @@ func TestGrammar(t *testing.T) {
 		{"annotations go", `{"$schema":"http://json-schema.org/draft-07/schema#","$id":"x","title":"T","description":"D","type":"string","default":"","examples":[1]}`, `{"type":"string"}`},
 		{"a property may be called title", `{"properties":{"title":{"type":"string"},"description":{"const":null}},"required":["title"]}`, `{"properties":{"title":{"type":"string"},"description":{"const":null}},"required":["title"]}`},
 		{"true and nothing are anything", `{"properties":{"a":true,"b":{},"c":{"title":"C"}}}`, `{"properties":{"a":{` + anything + `},"b":{` + anything + `},"c":{` + anything + `}}}`},
-		{"lengths beyond the converter's go", `{"type":"array","minItems":1,"maxItems":2001,"items":{"type":"string","minLength":3.0,"maxLength":1e9}}`, `{"type":"array","minItems":1,"items":{"type":"string","minLength":3}}`},
+		{"lengths beyond the converter's go", `{"type":"array","minItems":1,"maxItems":2001,"items":{"type":"string","minLength":3.0,"maxLength":1e9}}`, `{"type":"array","items":{"type":"string","minLength":3},"minItems":1}`},
+		{"bounds that cross go", `{"properties":{"a":{"type":"string","minLength":3,"maxLength":2},"b":{"type":"integer","minimum":5,"maximum":2},"c":{"type":"array","minItems":2,"maxItems":1}}}`, `{"properties":{"a":{"type":"string"},"b":{"type":"integer"},"c":{"type":"array"}}}`},
+		{"whole bounds stay", `{"type":"integer","minimum":-5.0,"exclusiveMaximum":1e3}`, `{"type":"integer","minimum":-5,"exclusiveMaximum":1000}`},
+		{"others go", `{"type":"integer","minimum":0.5,"maximum":9223372036854775807}`, `{"type":"integer"}`},
+		{"no values are anything", `{"enum":[]}`, `{` + anything + `}`},
 		{"flags of objects stay", `{"type":"object","additionalProperties":false}`, `{"type":"object","additionalProperties":false}`},
 		{"a schema for other properties", `{"type":"object","additionalProperties":{"title":"x"}}`, `{"type":"object","additionalProperties":{` + anything + `}}`},
 		{"the root has a name where it is referred to", `{"properties":{"kids":{"items":{"$ref":"#"}}}}`, `{"$ref":"#/$defs/root","$defs":{"root":{"properties":{"kids":{"items":{"$ref":"#/$defs/root"}}}}}}`},
 		{"patterns that are understood stay", `{"pattern":"^[a-z]{2}$"}`, `{"pattern":"^[a-z]{2,2}$"}`},
-		{"others go", `{"type":"string","pattern":"(?=x)"}`, `{"type":"string"}`},
+		{"other patterns go", `{"type":"string","pattern":"(?=x)"}`, `{"type":"string"}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := string(standalone(compact(nil, []byte(tt.schema)))); got != tt.want {
@@ -46,10 +53,14 @@ func TestPlainPattern(t *testing.T) {
 		{`^(a|b)*?$`, true},
 		{`^[^"]+$`, true},
 		{`^(ab){2,3}c?$`, true},
+		{`^(a*)*$`, false},
+		{`^(a|b?){2}$`, false},
+		{`^(a*b)+$`, true},
 		{`^\+?[0-9 ()\[\]-]{7,20}$`, true},
 		{`^(Junior|Senior) \(m/f\)$`, true},
 		{`^[\]\[^$-]$`, true},
 		{`^(?:(?:a))+(b|)$`, true},
+		{`^(a*)?$`, true},
 		{`^$`, true},
 		{``, false},
 		{`a`, false},
@@ -92,6 +103,9 @@ func TestUnboundedSchemas(t *testing.T) {
 	}{
 		{`{"allOf":[{"$ref":"#/$defs/a"}],"$defs":{"a":{"$ref":"#/$defs/a"}}}`, errLoop},
 		{`{"$ref":"#"}`, errLoop},
+		{`{"$defs":{"a":{"anyOf":[{"$ref":"#/$defs/a"},{"type":"string"}]}},"$ref":"#/$defs/a"}`, errLoop},
+		{`{"oneOf":[{"allOf":[{"$ref":"#"}]}]}`, errLoop},
+		{`{"$defs":{"s":{"type":"string"}},"properties":{"a":{"$ref":"#/$defs/s"},"b":{"anyOf":[{"$ref":"#/$defs/s"},{"$ref":"#/$defs/s"}]}}}`, nil},
 		{`{"properties":{"` + strings.Repeat("_", maxName+1) + `":{}}}`, errName},
 		{`{"$defs":{"N":{"properties":{"n":{"$ref":"#/$defs/N"}}}},"$ref":"#/$defs/N"}`, nil},
 		{`{"properties":{"kids":{"items":{"$ref":"#"}},"of":{"$ref":"#/properties/kids"}}}`, nil},
@@ -100,5 +114,40 @@ func TestUnboundedSchemas(t *testing.T) {
 		if _, err := compile([]byte(tt.schema)); !errors.Is(err, tt.want) || tt.want == nil && err != nil {
 			t.Errorf("%.80s: got %v, want %v", tt.schema, err, tt.want)
 		}
+	}
+}
+
+// TestRoomy: the server makes room for four times the format's length.
+func TestRoomy(t *testing.T) {
+	wide := func(n int) []byte {
+		var b strings.Builder
+		for i := range n {
+			b.WriteString(`,"` + strings.Repeat("name", 10) + strconv.Itoa(i) + `":{"type":"string"}`)
+		}
+		return []byte(`{"type":"object","properties":{` + b.String()[1:] + `}}`)
+	}
+	small := wide(10)
+	got, err := roomy(small)
+	if err != nil || len(got) != len(small) {
+		t.Errorf("a small format became %d of %d bytes (%v)", len(got), len(small), err)
+	}
+	large := wide(500)
+	size := grammarSize(large)
+	got, err = roomy(bytes.Clone(large))
+	if err != nil || 4*len(got) < size || !json.Valid(got) {
+		t.Errorf("%d bytes for a grammar of %d (%v)", len(got), size, err)
+	}
+	if grammarSize(got) > 4*len(got) {
+		t.Error("the padding itself makes the grammar too long")
+	}
+	deep := string(wide(1500))
+	for range 8 {
+		deep = `{"properties":{"` + strings.Repeat("x", maxName) + `":` + deep + `}}`
+	}
+	body := with(`"response_format":{"type":"json_schema","json_schema":{"schema":` + deep + `}}`)
+	c := decoded(t, []byte(body))
+	_, err = c.Request(Params{Model: "m"})
+	if e, ok := errors.AsType[*Error](err); !ok || e.Status != 400 || e.Param != "response_format" {
+		t.Errorf("got %v, want a 400 that names response_format", err)
 	}
 }

@@ -94,6 +94,10 @@ func (p *patternWriter) group(re *syntax.Regexp) {
 }
 
 func (p *patternWriter) repeat(re *syntax.Regexp) {
+	if re.Op != syntax.OpQuest && mayBeEmpty(re.Sub[0]) {
+		p.failed = true // the grammar would go round without taking a character
+		return
+	}
 	switch sub := re.Sub[0]; sub.Op {
 	case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL, syntax.OpCapture:
 		p.write(sub)
@@ -114,6 +118,24 @@ func (p *patternWriter) repeat(re *syntax.Regexp) {
 			fmt.Fprintf(p, "{%d,%d}", re.Min, re.Max)
 		}
 		p.failed = p.failed || max(re.Min, re.Max) > maxRepetition
+	}
+}
+
+// mayBeEmpty reports whether re can match without a character.
+func mayBeEmpty(re *syntax.Regexp) bool {
+	switch re.Op {
+	case syntax.OpLiteral, syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+		return false
+	case syntax.OpCapture, syntax.OpPlus:
+		return mayBeEmpty(re.Sub[0])
+	case syntax.OpRepeat:
+		return re.Min == 0 || mayBeEmpty(re.Sub[0])
+	case syntax.OpConcat:
+		return !slices.ContainsFunc(re.Sub, func(sub *syntax.Regexp) bool { return !mayBeEmpty(sub) })
+	case syntax.OpAlternate:
+		return slices.ContainsFunc(re.Sub, mayBeEmpty)
+	default:
+		return true
 	}
 }
 

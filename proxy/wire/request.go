@@ -76,7 +76,10 @@ func (c *Chat) Request(p Params) (*api.ChatRequest, error) {
 	if plan == planArguments || plan == planCall {
 		delete(req.Options, "stop") // it is for text and would cut the call
 	}
-	req.Format = c.format(plan)
+	var err error
+	if req.Format, err = c.format(plan); err != nil {
+		return nil, err
+	}
 	req.Messages = c.messages(p, plan)
 	return req, nil
 }

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,7 +89,7 @@ func (d *decoder) schema() ([]byte, *jsonschema.Schema) {
 
 var (
 	errRemote = errors.New("wire: a schema must not refer to another document")
-	errLoop   = errors.New("wire: a schema must not refer to nothing but itself")
+	errLoop   = errors.New("wire: a schema must not lead to itself with nothing between")
 	errName   = errors.New("wire: a schema has names that are too long")
 )
 
@@ -103,7 +104,8 @@ func compile(schema []byte) (*jsonschema.Schema, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := bounded(doc, doc); err != nil {
+	b := bounds{doc, map[uintptr]bool{}}
+	if err := b.check(doc); err != nil {
 		return nil, err
 	}
 	c := jsonschema.NewCompiler()
@@ -129,47 +131,71 @@ func where(err error) string {
 	return ""
 }
 
-const (
-	maxName = 256 // bytes
-	maxHops = 32  // from one $ref straight to the next
-)
+const maxName = 256 // bytes
 
-// bounded refuses what is valid in a schema and makes llama.cpp's converter run
-// out of stack, within Ollama's server: references that go round without
-// anything between them, and very long names.
-func bounded(root, part any) error {
+// bounds refuses what is valid in a schema and makes llama.cpp run out of
+// stack, within Ollama's server or runner: a part that leads to itself with
+// nothing to write between, and very long names.
+type bounds struct {
+	root any
+	seen map[uintptr]bool // parts gone through, by address; false while on the way
+}
+
+func (b *bounds) check(part any) error {
 	switch part := part.(type) {
 	case map[string]any:
+		if err := b.straight(part); err != nil {
+			return err
+		}
 		for name, value := range part {
 			if len(name) > maxName {
 				return errName
 			}
-			if err := bounded(root, value); err != nil {
+			if err := b.check(value); err != nil {
 				return err
 			}
 		}
-		var at any = part
-		for range maxHops {
-			schema, _ := at.(map[string]any)
-			ref, ok := schema["$ref"].(string)
-			if !ok {
-				return nil
-			}
-			if !strings.HasPrefix(ref, "#") {
-				return errRemote
-			}
-			if at = pointed(root, ref); at == nil {
-				return nil // the compiler says so
-			}
-		}
-		return errLoop
 	case []any:
 		for _, value := range part {
-			if err := bounded(root, value); err != nil {
+			if err := b.check(value); err != nil {
 				return err
 			}
 		}
 	}
+	return nil
+}
+
+// straight follows a part to those that stand for it or are its alternatives.
+func (b *bounds) straight(part any) error {
+	schema, ok := part.(map[string]any)
+	if !ok {
+		return nil
+	}
+	id := reflect.ValueOf(schema).Pointer()
+	if done, seen := b.seen[id]; seen {
+		if done {
+			return nil
+		}
+		return errLoop
+	}
+	b.seen[id] = false
+	if ref, ok := schema["$ref"].(string); ok {
+		if !strings.HasPrefix(ref, "#") {
+			return errRemote
+		}
+		if err := b.straight(pointed(b.root, ref)); err != nil {
+			return err
+		}
+	}
+	for _, of := range []string{"anyOf", "oneOf", "allOf"} {
+		list, _ := schema[of].([]any)
+		for _, option := range list {
+			if err := b.straight(option); err != nil {
+				return err
+			}
+		}
+	}
+	b.seen[id] = true
 	return nil
 }
 
