@@ -30,7 +30,25 @@ type Config struct {
 	Speed     float64       // 2 halves every duration; 0 means 1
 	Length    int           // tokens of a free text; 0 leaves its natural length
 	Faults    []Fault       // as if each had been passed to Inject
+	Moved     func(Move)    // hears of each; it must not call back
 }
+
+// Move is a model that came into memory or left it. A crash is silent.
+type Move struct {
+	What  What
+	Model string // canonical
+}
+
+// What a Move is.
+type What string
+
+// An Evict is the server's own order to unload: to make room, or to load the
+// same model with another context. An Unload follows.
+const (
+	Load   What = "load"
+	Unload What = "unload"
+	Evict  What = "evict"
+)
 
 // Counts tell what happened. All but Evictions and Reloads grow in a healthy run.
 type Counts struct {
@@ -73,6 +91,9 @@ func New(cfg Config) *Sim {
 	cfg.KeepAlive = cmp.Or(cfg.KeepAlive, 5*time.Minute)
 	cfg.Version = cmp.Or(cfg.Version, "0.17.4")
 	cfg.Speed = cmp.Or(cfg.Speed, 1)
+	if cfg.Moved == nil {
+		cfg.Moved = func(Move) {}
+	}
 	s := &Sim{
 		cfg:    cfg,
 		models: make(map[string]*Model),
@@ -219,6 +240,7 @@ func (s *Sim) acquire(ctx context.Context, v visit) (*runner, error) {
 			} else {
 				s.counts.Evictions++
 			}
+			s.cfg.Moved(Move{Evict, canonical(victim.model.Name)})
 		}
 		s.expireLocked(victim)
 		s.mu.Unlock()
@@ -325,6 +347,7 @@ func (s *Sim) load(ctx context.Context, dead <-chan struct{}, v visit) (*runner,
 	s.loaded[v.model] = r
 	s.read[v.model] = true
 	s.counts.Loads++
+	s.cfg.Moved(Move{Load, canonical(r.model.Name)})
 	return r, nil
 }
 
@@ -370,6 +393,7 @@ func (s *Sim) expireLocked(r *runner) {
 		if s.loaded[r.model] == r {
 			delete(s.loaded, r.model)
 			s.counts.Unloads++
+			s.cfg.Moved(Move{Unload, canonical(r.model.Name)})
 			r.leave()
 		}
 	})

@@ -31,7 +31,7 @@ type target struct {
 	kill  func() // the server dies and comes back
 }
 
-// TestSimulated holds the stand-in to what TestReal holds the server to.
+// TestSimulated holds the stand-in to what TestE2EConformance holds the server to.
 func TestSimulated(t *testing.T) {
 	conform(t, func(t *testing.T) target {
 		t.Helper()

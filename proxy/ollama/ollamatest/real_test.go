@@ -5,10 +5,12 @@ package ollamatest
 import (
 	"path/filepath"
 	"testing"
+
+	"tenure/proxy/ollama/ollamasim"
 )
 
-// TestReal runs the table against the real server.
-func TestReal(t *testing.T) {
+// TestE2EConformance runs the table against the real server.
+func TestE2EConformance(t *testing.T) {
 	root, err := Root()
 	if err != nil {
 		t.Fatal(err)
@@ -33,11 +35,11 @@ func TestReal(t *testing.T) {
 				}
 				for _, m := range moves {
 					switch m.What {
-					case Load:
+					case ollamasim.Load:
 						loads++
-					case Unload:
+					case ollamasim.Unload:
 						unloads++
-					case Evict:
+					case ollamasim.Evict:
 						evictions++
 					}
 				}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"tenure/proxy/ollama"
+	"tenure/proxy/ollama/ollamasim"
 )
 
 // Config adjusts a server.
@@ -151,43 +152,26 @@ func (s *Server) end(signal syscall.Signal) error {
 	return nil
 }
 
-// Move is a model that came into memory or left it.
-type Move struct {
-	What  What
-	Model string // canonical
-}
-
-// What a Move is.
-type What string
-
-// An Evict is the server's own order to unload: to make room, or to load the
-// same model with another context. An Unload follows.
-const (
-	Load   What = "load"
-	Unload What = "unload"
-	Evict  What = "evict"
-)
-
 // Moves lists what the server's log says, since its first start. Models that
 // died with the server left no word.
-func (s *Server) Moves() ([]Move, error) {
+func (s *Server) Moves() ([]ollamasim.Move, error) {
 	f, err := os.Open(s.log)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	words := map[string]What{
-		"finished setting up":                                Load,
-		"starting background wait for VRAM recovery":         Unload,
-		"resetting model to expire immediately to make room": Evict,
+	words := map[string]ollamasim.What{
+		"finished setting up":                                ollamasim.Load,
+		"starting background wait for VRAM recovery":         ollamasim.Unload,
+		"resetting model to expire immediately to make room": ollamasim.Evict,
 	}
 	line := regexp.MustCompile(`msg="([^"]+)" runner\.name=(\S+)`)
-	var moves []Move
+	var moves []ollamasim.Move
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		if m := line.FindStringSubmatch(lines.Text()); m != nil && words[m[1]] != "" {
-			moves = append(moves, Move{What: words[m[1]], Model: ollama.Canonical(strings.Trim(m[2], `"`))})
+			moves = append(moves, ollamasim.Move{What: words[m[1]], Model: ollama.Canonical(strings.Trim(m[2], `"`))})
 		}
 	}
 	return moves, lines.Err()
