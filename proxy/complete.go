@@ -69,7 +69,7 @@ func question(chat *wire.Chat) routing.Request {
 // answer returns a reader whose first chunk is there: of the task's model, or
 // of the next fallback with more room when the prompt does not fit.
 func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Decision) (*cache.Reader, error) {
-	control, err := parseCacheControl(x.gin.Request.Header.Values("Cache-Control"))
+	control, err := parseCacheControl(x.gin.Request.Header)
 	if err != nil {
 		return nil, err
 	}
@@ -322,7 +322,15 @@ type cacheControl struct {
 	maxAge           time.Duration // zero: not said
 }
 
-func parseCacheControl(values []string) (c cacheControl, err error) {
+// parseCacheControl reads the request's wish. A bare no-cache beside an Accept
+// of text/event-stream is none: event-stream clients, go-openai among them,
+// send it with every stream, and mean the proxies on the way. max-age=0 is how
+// they say it.
+func parseCacheControl(h http.Header) (c cacheControl, err error) {
+	values := h.Values("Cache-Control")
+	if len(values) == 1 && strings.EqualFold(values[0], "no-cache") && strings.HasPrefix(h.Get("Accept"), "text/event-stream") {
+		return c, nil
+	}
 	for _, v := range values {
 		for directive := range strings.SplitSeq(v, ",") {
 			name, arg, _ := strings.Cut(strings.TrimSpace(directive), "=")

@@ -167,6 +167,10 @@ func TestCacheControl(t *testing.T) {
 				t.Errorf("%s: Tenure-Cache %s, want %s", c.name, got, c.want)
 			}
 		}
+		// go-openai's headers of a stream.
+		if got := ask("recruit/resume_parsing", "", "Cache-Control", "no-cache", "Accept", "text/event-stream"); got != "hit" {
+			t.Errorf("an event-stream client's no-cache: Tenure-Cache %s, want hit", got)
+		}
 		time.Sleep(2 * time.Minute)
 		if got := ask("recruit/script_generation", "", "Cache-Control", "max-age=60"); got != "miss" {
 			t.Errorf("older than max-age: Tenure-Cache %s, want miss", got)
