@@ -155,33 +155,39 @@ func words(j job, m *Model, rng *rand.Rand, length int) []string {
 	return tokens
 }
 
-// answerTo goes by words of the request and, where they tell nothing, by the
+// answerTo goes by the first word of the request that tells a task: what is
+// asked tends to come before the documents. Where none does, it goes by the
 // work that tenure's catalog gives the model.
 func answerTo(asked string, m *Model, rng *rand.Rand) string {
-	about := func(words ...string) bool {
-		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(asked, w) })
+	first, write := len(asked), func(rng *rand.Rand) string {
+		return fmt.Sprintf("This answer was made up by a program that stands in for %s. It took %s, and says nothing about what you asked.",
+			canonical(m.Name), pick(rng, "no thought at all", "one random number", "less than a second"))
 	}
-	name := canonical(m.Name)
-	switch {
-	case about("bias", "inclusive", "discriminat", "gendered"):
-		return biasText(rng)
-	case about("script", "outreach", "cold call", "write an email", "write a message", "voicemail"):
-		return scriptText(rng)
-	case about("match", "how well does", " fit ", "suitab"):
-		return matchText(rng)
-	case about("report", "summar", "shortlist"):
-		return reportText(rng)
-	case about("parse", "extract", "resume", "curriculum", "cv:"):
-		return parseText(rng)
+	switch name := canonical(m.Name); {
 	case strings.HasPrefix(name, "deepseek-llm"):
-		return parseText(rng)
+		write = parseText
 	case strings.HasPrefix(name, "mistral"):
-		return biasText(rng)
+		write = biasText
 	case strings.HasPrefix(name, "llama3"):
-		return matchText(rng)
+		write = matchText
 	}
-	return fmt.Sprintf("This answer was made up by a program that stands in for %s. It took %s, and says nothing about what you asked.",
-		name, pick(rng, "no thought at all", "one random number", "less than a second"))
+	for _, t := range []struct {
+		write func(*rand.Rand) string
+		words []string
+	}{
+		{biasText, []string{"bias", "inclusive", "discriminat", "gendered"}},
+		{scriptText, []string{" script", "outreach", "cold call", "write an email", "write a message", "voicemail"}},
+		{matchText, []string{"match", "how well does", " fit ", "suitab"}},
+		{reportText, []string{"report", "summar", "shortlist"}},
+		{parseText, []string{"parse", "extract", "resume", "curriculum", "cv:"}},
+	} {
+		for _, word := range t.words {
+			if i := strings.Index(asked, word); 0 <= i && i < first {
+				first, write = i, t.write
+			}
+		}
+	}
+	return write(rng)
 }
 
 func parseText(rng *rand.Rand) string {
