@@ -236,7 +236,7 @@ func TestBookInvariants(t *testing.T) {
 			"expect": func(t *rapid.T) {
 				var steps []Step
 				for range rapid.IntRange(0, 4).Draw(t, "steps") {
-					steps = append(steps, Step{Model: model().Name, Work: 2 * time.Second})
+					steps = append(steps, Step{Model: model(), Work: 2 * time.Second})
 				}
 				must(r.apply(r.b.Expect(r.now, rapid.SampledFrom([]string{"x", "y"}).Draw(t, "run"), steps)))
 			},

@@ -4,7 +4,7 @@ import "time"
 
 // Step is one request of a declared workflow.
 type Step struct {
-	Model string
+	Model Model
 	Work  time.Duration // expected; 0 takes the learnt mean
 }
 
@@ -22,15 +22,21 @@ const (
 	minHits      = 10               // hits and misses before the rate is trusted
 )
 
-// Expect declares what a workflow run will ask for: steps[0] is asked now, the
-// others follow one after the other. Each call replaces the run's last; no
+// Expect declares what a workflow run will ask for: steps[0] is about to be
+// asked, the others follow one after the other. Each call replaces the run's last; no
 // steps end it. It moves nothing by itself but lets a policy prefetch.
 func (b *Book) Expect(now time.Time, key string, steps []Step) Effects {
 	b.begin(now)
+	if b.closed {
+		return b.fx
+	}
 	if len(steps) < 2 {
 		delete(b.flows, key)
 	} else if _, known := b.flows[key]; known || len(b.flows) < maxWorkflows {
 		b.flows[key] = workflow{b.view.Now, append([]Step(nil), steps...)}
+	}
+	for _, step := range steps {
+		b.seat(step.Model)
 	}
 	for i := range b.view.Seats {
 		b.view.Seats[i].NextUse = time.Time{}
@@ -41,15 +47,9 @@ func (b *Book) Expect(now time.Time, key string, steps []Step) Effects {
 			continue
 		}
 		at := f.at
-		for k, step := range f.steps {
-			i, ok := b.names[step.Model]
-			if !ok {
-				break
-			}
-			s := &b.view.Seats[i]
-			if k > 0 {
-				s.NextUse = sooner(s.NextUse, at)
-			}
+		for _, step := range f.steps {
+			s := &b.view.Seats[b.names[step.Model.Name]]
+			s.NextUse = sooner(s.NextUse, at)
 			if step.Work == 0 {
 				step.Work = s.Service
 			}

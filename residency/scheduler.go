@@ -252,7 +252,7 @@ func (s *Scheduler) Foreign(models map[string]Bytes) {
 }
 
 // Expect declares what a workflow run will ask for next, so that its models can
-// be prefetched: steps[0] is being asked now, the others follow. Each call
+// be prefetched: steps[0] is about to be asked, the others follow. Each call
 // replaces the run's last, no steps end it, and a run not heard of for ten
 // minutes is forgotten.
 func (s *Scheduler) Expect(run string, steps []Step) {

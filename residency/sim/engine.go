@@ -30,7 +30,8 @@ type request struct {
 	class  residency.Class
 	work   time.Duration
 	client int // closed-loop workloads: whose it is
-	step   int // and which of theirs
+	item   int // pipelines: the candidate
+	step   int // and the stage
 	token  uint64
 }
 
@@ -63,6 +64,7 @@ type engine struct {
 	wakeAt   time.Duration
 	events   int
 	rec      *recorder
+	moved    func(model int, load bool) // told of every load and unload begun, if set
 	err      error
 }
 
@@ -107,6 +109,9 @@ func (e *engine) load(m int) {
 		e.rec.overcommits++
 	}
 	e.rec.loads++
+	if e.moved != nil {
+		e.moved(m, true)
+	}
 	e.moves = append(e.moves, moving{m, e.now + e.times(m, e.seen[m]), true})
 	e.seen[m]++
 }
@@ -118,6 +123,9 @@ func (e *engine) unload(m int) {
 	}
 	if e.models[m].Tier == residency.T0 {
 		e.rec.t0++
+	}
+	if e.moved != nil {
+		e.moved(m, false)
 	}
 	e.moves = append(e.moves, moving{m, e.now + e.phys.Unload, false})
 }
@@ -317,4 +325,17 @@ func (b *bookServer) apply(fx residency.Effects) {
 	if !fx.Wake.IsZero() {
 		b.e.wakeAt = max(fx.Wake.Sub(b.epoch), b.e.now)
 	}
+}
+
+// present puts a model in memory before time begins.
+func (b *bookServer) present(m int) {
+	fx := b.book.Want(b.clock(), b.e.models[m])
+	if !fx.HasLoad {
+		b.apply(fx)
+		return
+	}
+	b.e.resident[m] = true
+	b.e.used += b.e.models[m].Size
+	b.e.seen[m]++
+	b.apply(b.book.Loaded(b.clock(), b.e.models[m].Name, 0, nil))
 }

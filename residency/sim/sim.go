@@ -33,6 +33,10 @@ type Setup struct {
 
 	Limit    int            // events, 0: no limit
 	Progress func(done int) // called now and then with the requests finished
+
+	policy    residency.Policy // instead of CARP's preset
+	queue     int              // instead of an unlimited one
+	maxModels int
 }
 
 // WithDefaults fills the zero fields with the reference's base case.
@@ -84,6 +88,8 @@ func (s Setup) WithDefaults() Setup {
 	if s.Preset == "" {
 		s.Preset = "latency"
 	}
+	def(&s.queue, 1<<30)
+	def(&s.maxModels, 3)
 	return s
 }
 
@@ -140,13 +146,12 @@ type preloader interface {
 }
 
 func (s Setup) server(e *engine, policy string) (preloader, error) {
-	const maxModels = 3
 	var p residency.Policy
 	switch policy {
 	case "ollama":
-		return newOllama(e, maxModels), nil
+		return newOllama(e, s.maxModels), nil
 	case "llama-swap":
-		return newLlamaSwap(e, maxModels), nil
+		return newLlamaSwap(e, s.maxModels), nil
 	case "fifo":
 		p = residency.FIFO{}
 	case "lru":
@@ -165,21 +170,27 @@ func (s Setup) server(e *engine, policy string) (preloader, error) {
 	default:
 		return nil, fmt.Errorf("policy %q: want one of %v", policy, Policies())
 	}
-	b := newBookServer(e, residency.Config{Budget: s.Budget, MaxModels: maxModels, QueueLimit: 1 << 30, MaxWait: s.MaxWait}, p)
+	if s.policy != nil {
+		p = s.policy
+	}
+	b := newBookServer(e, residency.Config{Budget: s.Budget, MaxModels: s.maxModels, QueueLimit: s.queue, MaxWait: s.MaxWait}, p)
 	if s.Hints && s.Workload == "pipeline" {
-		b.hints = pipelineHints
+		b.hints = pipelineHints(e.models)
 	}
 	return b, nil
 }
 
-// pipelineHints declares the rest of a candidate's stages.
-func pipelineHints(r request) (string, []residency.Step) {
-	models, all := Models(1), tasks()
-	var steps []residency.Step
-	for _, t := range all[r.step:] {
-		steps = append(steps, residency.Step{Model: models[t.model].Name, Work: time.Duration((t.lo + t.hi) / 2 * 1e9)})
+// pipelineHints declares the rest of a candidate's stages and those of the
+// client's next one.
+func pipelineHints(models []residency.Model) func(r request) (string, []residency.Step) {
+	all := tasks()
+	return func(r request) (string, []residency.Step) {
+		var steps []residency.Step
+		for _, t := range append(all[r.step:], all[:]...) {
+			steps = append(steps, residency.Step{Model: models[t.model], Work: time.Duration((t.lo + t.hi) / 2 * 1e9)})
+		}
+		return strconv.Itoa(r.client), steps
 	}
-	return strconv.Itoa(r.client), steps
 }
 
 // timesOf is cold loads once and loads from the page cache after.

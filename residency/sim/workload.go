@@ -267,20 +267,20 @@ func (s Setup) pipeline(rng *rand.Rand, src *source) {
 	candidates := make([][len(all)]request, n)
 	for c := range candidates {
 		for k, t := range all {
-			candidates[c][k] = request{id: c*len(all) + k, model: t.model, work: draw(rng, t), client: c, step: k}
+			candidates[c][k] = request{id: c*len(all) + k, model: t.model, work: draw(rng, t), item: c, step: k}
 		}
 	}
 	sent := 0
-	admit := func(now time.Duration, push func(request)) {
+	admit := func(now time.Duration, client int, push func(request)) {
 		if sent < n {
 			r := candidates[sent][0]
-			r.at = now
+			r.at, r.client = now, client
 			sent++
 			push(r)
 		}
 	}
-	for range s.Clients {
-		admit(settle, src.push)
+	for c := range s.Clients {
+		admit(settle, c, src.push)
 	}
 	total := time.Duration(0)
 	for _, c := range candidates {
@@ -291,12 +291,12 @@ func (s Setup) pipeline(rng *rand.Rand, src *source) {
 	src.chain = total / time.Duration(s.Clients)
 	src.follow = func(now time.Duration, r request, push func(request)) {
 		if r.step+1 < len(all) {
-			next := candidates[r.client][r.step+1]
-			next.at = now
+			next := candidates[r.item][r.step+1]
+			next.at, next.client = now, r.client
 			push(next)
 			return
 		}
-		admit(now, push)
+		admit(now, r.client, push)
 	}
 }
 
