@@ -22,7 +22,7 @@ func crowd(tb testing.TB, p Policy, n int) (b *Book, models []Model, now time.Ti
 	}
 	for i := range n {
 		m := models[i%len(models)]
-		c := Class(i / len(models) % 2) //nolint:gosec // 0 or 1
+		c := Class(i / len(models) % 2)
 		if _, _, err := b.Ask(now, m, c); err != nil {
 			tb.Fatal(err)
 		}
@@ -42,7 +42,7 @@ func BenchmarkDecision(b *testing.B) {
 			for b.Loop() {
 				k++
 				now = now.Add(time.Microsecond)
-				t, _, err := book.Ask(now, models[k%len(models)], Class(k/4%2)) //nolint:gosec // 0 or 1
+				t, _, err := book.Ask(now, models[k%len(models)], Class(k/4%2))
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -83,7 +83,7 @@ func BenchmarkServe(b *testing.B) {
 func runningTickets(b *Book) (ts []Ticket) {
 	for s := range b.slots {
 		if b.slots[s].state == running {
-			ts = append(ts, b.ticket(int32(s))) //nolint:gosec // few
+			ts = append(ts, b.ticket(int32(s)))
 		}
 	}
 	return ts

@@ -687,12 +687,12 @@ func (b *Book) decide(d Decision) {
 func (b *Book) enqueue(i int, c Class) Ticket {
 	s := b.free
 	if s < 0 {
-		s = int32(len(b.slots)) //nolint:gosec // QueueLimit and the GPU bound it far below 2^31
+		s = int32(len(b.slots))
 		b.slots = append(b.slots, slot{next: -1})
 	}
 	sl := &b.slots[s]
 	b.free = sl.next
-	*sl = slot{gen: sl.gen + 1, seat: int32(i), class: c, state: waiting, since: b.view.Now, next: -1} //nolint:gosec // i counts models
+	*sl = slot{gen: sl.gen + 1, seat: int32(i), class: c, state: waiting, since: b.view.Now, next: -1}
 	q := &b.view.Seats[i].Queue[c]
 	sl.prev = q.tail
 	if q.Len == 0 {
@@ -743,7 +743,7 @@ func (b *Book) discard(s int32) {
 }
 
 func (b *Book) ticket(s int32) Ticket {
-	return Ticket(b.slots[s].gen)<<32 | Ticket(s) //nolint:gosec // s is never negative
+	return Ticket(b.slots[s].gen)<<32 | Ticket(s)
 }
 
 func (b *Book) lookup(t Ticket, want slotState) (int32, bool) {
@@ -752,7 +752,7 @@ func (b *Book) lookup(t Ticket, want slotState) (int32, bool) {
 		return 0, false
 	}
 	sl := &b.slots[s]
-	return int32(s), sl.gen == uint32(t>>32) && sl.state == want //nolint:gosec // s was compared with the length
+	return int32(s), sl.gen == uint32(t>>32) && sl.state == want
 }
 
 const (

@@ -24,7 +24,7 @@ type Facts struct {
 // head and dimension (llama-kv-cache.cpp allocates n_embd_k_gqa and
 // n_embd_v_gqa per layer and cell).
 func (f Facts) KVPerToken() Bytes {
-	return Bytes(2 * 2 * f.Layers * f.KVHeads * f.HeadDim) //nolint:gosec // shapes are positive
+	return Bytes(2 * 2 * f.Layers * f.KVHeads * f.HeadDim)
 }
 
 // scoreBatch is llama.cpp's default n_ubatch: the tokens whose attention scores
@@ -39,7 +39,7 @@ func (f Facts) Size(context, slots int) Bytes {
 	if f.Trained > 0 {
 		context = min(context, f.Trained)
 	}
-	cells := Bytes(context * max(slots, 1)) //nolint:gosec // positive
+	cells := Bytes(context * max(slots, 1))
 	scores := Bytes(f.Heads * scoreBatch * 4)
 	return f.Weights + cells*(f.KVPerToken()+scores)
 }

@@ -54,7 +54,7 @@ func (w *world) key() string {
 	}
 	put := func(vs ...int) {
 		for _, v := range vs {
-			k = append(k, byte(v+1)) //nolint:gosec // all are small
+			k = append(k, byte(v+1))
 		}
 	}
 	for i := range b.view.Seats {
@@ -216,7 +216,7 @@ func explore(limit int) (states int, err error) {
 				add("release "+m.Name, drained, func(w *world) (Effects, error) {
 					for k := range w.b.slots {
 						if w.b.slots[k].state == running && int(w.b.slots[k].seat) == i {
-							return w.b.Release(w.b.view.Now, w.b.ticket(int32(k))), nil //nolint:gosec // few
+							return w.b.Release(w.b.view.Now, w.b.ticket(int32(k))), nil
 						}
 					}
 					return Effects{}, errors.New("no ticket holds the lease")

@@ -62,11 +62,11 @@ func (b *Book) State(now time.Time) State {
 	}
 	for r, n := range b.count.Evictions {
 		if n > 0 {
-			st.Evictions[Reason(r).String()] = int(n) //nolint:gosec // a counter
+			st.Evictions[Reason(r).String()] = int(n)
 		}
 	}
 	for c, n := range b.count.Grants {
-		st.Grants[Class(c).String()] = int(n) //nolint:gosec // a counter
+		st.Grants[Class(c).String()] = int(n)
 	}
 	for i := range b.view.Seats {
 		s := &b.view.Seats[i]

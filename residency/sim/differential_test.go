@@ -50,7 +50,7 @@ func TestAgreesWithScheduler(t *testing.T) {
 	for seed := range seeds {
 		for _, p := range policies {
 			t.Run(fmt.Sprintf("%T/%d", p, seed), func(t *testing.T) {
-				models := Models(1 + int(seed%3)) //nolint:gosec // small
+				models := Models(1 + int(seed%3))
 				cfg := residency.Config{Budget: 20 * residency.GiB, MaxModels: 3, MaxWait: 15 * time.Second}
 				rs := trace(seed, len(models))
 				want := simulated(t, cfg, p, models, rs)

@@ -157,7 +157,7 @@ func (e *engine) pace(m int) float64 {
 
 // run plays events until the workload has ended, in order of time and, at one
 // instant, of kind: completions, moves, arrivals, timer.
-func (e *engine) run(limit int, progress func(done int)) error {
+func (e *engine) run(limit int, progress func(done int) bool) error {
 	for e.err == nil {
 		next, kind, which := never, 0, -1
 		for k := range e.live {
@@ -212,8 +212,8 @@ func (e *engine) run(limit int, progress func(done int)) error {
 			e.wakeAt = never
 			e.srv.tick()
 		}
-		if progress != nil && e.events%(1<<17) == 0 {
-			progress(e.rec.finished)
+		if progress != nil && e.events%(1<<17) == 0 && !progress(e.rec.finished) {
+			return e.err
 		}
 		if limit > 0 && e.events >= limit {
 			return e.err

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"tenure/residency"
@@ -78,8 +80,8 @@ type rule struct {
 }
 
 // PlanBatch simulates a portfolio of rules with expected times and keeps the
-// one with the least makespan, loads weighing .2 s each and the median
-// completion a hundredth. Execution stays with the online policy, which
+// one with the least makespan, a load weighing .2 s and a second of median
+// completion .05 s. Execution stays with the online policy, which
 // corrects itself: a plan is a window and an expectation, no timetable.
 func PlanBatch(b Batch) (Plan, error) {
 	if b.Physics == (Physics{}) {
@@ -113,7 +115,7 @@ func PlanBatch(b Batch) (Plan, error) {
 				return Plan{}, err
 			}
 			tried++
-			s := p.Makespan.Seconds() + .2*float64(p.Loads) + .01*medianOf(p.Chains)
+			s := p.Makespan.Seconds() + .2*float64(p.Loads) + .05*medianOf(p.Chains)
 			if tried == 1 || s < score {
 				best, score = p, s
 			}
@@ -235,7 +237,7 @@ func (b Batch) play(items []int, r rule) (Plan, error) {
 			for _, s := range b.Chains[items[q.client]].Stages[q.step:] {
 				steps = append(steps, residency.Step{Model: models[b.model(s.Model)], Work: s.Work})
 			}
-			return fmt.Sprint(q.client), steps
+			return strconv.Itoa(q.client), steps
 		}
 	}
 	e.srv = srv
@@ -277,15 +279,15 @@ func (b Batch) MinLoads() (int, error) {
 	seen := map[string]bool{}
 	for _, c := range b.Chains {
 		var merged []Stage
-		key := ""
+		var key strings.Builder
 		for _, s := range c.Stages {
 			if len(merged) == 0 || merged[len(merged)-1].Model != s.Model {
 				merged = append(merged, s)
-				key += s.Model + "\x00"
+				key.WriteString(s.Model + "\x00")
 			}
 		}
-		if c.Count > 0 && !seen[key] {
-			seen[key] = true
+		if c.Count > 0 && !seen[key.String()] {
+			seen[key.String()] = true
 			chains = append(chains, Chain{Stages: merged})
 		}
 	}
@@ -300,7 +302,7 @@ func (b Batch) MinLoads() (int, error) {
 	}
 	var goal [maxChains]int8
 	for i, c := range chains {
-		goal[i] = int8(len(c.Stages)) //nolint:gosec // chains are short
+		goal[i] = int8(len(c.Stages))
 	}
 	finish := func(n node) node {
 		for again := true; again; {
@@ -317,7 +319,7 @@ func (b Batch) MinLoads() (int, error) {
 	todo := &nodeHeap{{finish(start), 0}}
 	best := map[node]int{}
 	for todo.Len() > 0 {
-		at := heap.Pop(todo).(costed) //nolint:forcetypeassert,errcheck // the heap holds nothing else
+		at := heap.Pop(todo).(costed) //nolint:forcetypeassert // the heap holds nothing else
 		if at.done == goal {
 			return at.cost, nil
 		}
@@ -379,7 +381,7 @@ type nodeHeap []costed
 func (h nodeHeap) Len() int           { return len(h) }
 func (h nodeHeap) Less(i, j int) bool { return cmp.Less(h[i].cost, h[j].cost) }
 func (h nodeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *nodeHeap) Push(x any)        { *h = append(*h, x.(costed)) } //nolint:forcetypeassert,errcheck // only costed is pushed
+func (h *nodeHeap) Push(x any)        { *h = append(*h, x.(costed)) } //nolint:forcetypeassert // only costed is pushed
 func (h *nodeHeap) Pop() any {
 	old := *h
 	x := old[len(old)-1]

@@ -14,7 +14,7 @@ func mean(t *testing.T, s Setup, policy string, seeds int) Result {
 	var m Result
 	n := float64(seeds)
 	for seed := range seeds {
-		s.Seed = uint64(7001 + 13*seed) //nolint:gosec // small
+		s.Seed = uint64(7001 + 13*seed)
 		r, err := Run(s, policy)
 		if err != nil {
 			t.Fatal(err)
@@ -161,7 +161,7 @@ func TestWaitBound(t *testing.T) {
 		runs = 8
 	}
 	worst := 0.0
-	for seed := range uint64(runs) { //nolint:gosec // small
+	for seed := range uint64(runs) {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		const line = 6
 		p := residency.Latency()

@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,8 +33,8 @@ type Setup struct {
 	Greedy       bool
 	NoLinger     bool
 
-	Limit    int            // events, 0: no limit
-	Progress func(done int) // called now and then with the requests finished
+	Limit    int                 // events, 0: no limit
+	Progress func(done int) bool // called now and then with the requests finished; false ends the run
 
 	policy    residency.Policy // instead of CARP's preset
 	queue     int              // instead of an unlimited one
@@ -93,6 +95,29 @@ func (s Setup) WithDefaults() Setup {
 	return s
 }
 
+// Check reports a setup that cannot be played.
+func (s Setup) Check() error {
+	switch {
+	case s.Rho < 0 || s.Rho > 10:
+		return fmt.Errorf("rho %v: want 0 to 10", s.Rho)
+	case s.CV < .05 || s.CV > 50:
+		return fmt.Errorf("cv %v: want .05 to 50", s.CV)
+	case s.Requests < 1 || s.Clients < 1 || s.Window < 1:
+		return errors.New("requests, clients and window: want 1 or more")
+	case s.Slots < 1 || s.Slots > 64:
+		return fmt.Errorf("slots %d: want 1 to 64", s.Slots)
+	case !slices.Contains([]string{"poisson", "gamma", "pipeline", "batch", "starvation", "alternating"}, s.Workload):
+		return fmt.Errorf("workload %q: want poisson, gamma, pipeline, batch, starvation or alternating", s.Workload)
+	case s.MaxWait <= 0:
+		return fmt.Errorf("t-max %v: want more than 0", s.MaxWait)
+	}
+	if _, err := mixOf(s.Mix); err != nil {
+		return err
+	}
+	_, err := residency.Preset(s.Preset)
+	return err
+}
+
 // Policies lists what Run can play.
 func Policies() []string { return []string{"fifo", "lru", "ollama", "llama-swap", "carp"} }
 
@@ -101,6 +126,9 @@ func Policies() []string { return []string{"fifo", "lru", "ollama", "llama-swap"
 // on an absent model, an unload under a running request).
 func Run(s Setup, policy string) (Result, error) {
 	s = s.WithDefaults()
+	if err := s.Check(); err != nil {
+		return Result{}, err
+	}
 	src, err := s.workload()
 	if err != nil {
 		return Result{}, err
@@ -121,6 +149,9 @@ func Run(s Setup, policy string) (Result, error) {
 	}
 	res := e.rec.result(s, policy, src, loads0)
 	res.Events = e.events
+	if b, ok := srv.(*bookServer); ok {
+		res.Prefetches = int(b.book.State(b.clock()).Counters.Prefetches)
+	}
 	return res, nil
 }
 
