@@ -74,7 +74,13 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 
 // commands lists the subcommands, each in a file of its own.
 func (p *program) commands() []*cobra.Command {
-	return []*cobra.Command{p.serveCmd(), p.statusCmd(), p.routeCmd(), p.planCmd(), p.simulateCmd()}
+	return []*cobra.Command{
+		p.serveCmd(),
+		p.statusCmd(),
+		p.routeCmd(),
+		p.planCmd(),
+		p.simulateCmd(),
+	}
 }
 
 // version is what the build knows of itself.
