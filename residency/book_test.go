@@ -69,7 +69,26 @@ func (r *rig) apply(fx Effects) error {
 		}
 	}
 	r.wake = fx.Wake
-	return r.b.check(r.over)
+	if err := r.b.check(r.over); err != nil {
+		return err
+	}
+	return r.prompt()
+}
+
+// prompt holds L4: with nothing running or moving and somebody waiting for a
+// model that may be loaded, an impatient policy swaps at once or lingers.
+func (r *rig) prompt() error {
+	p, ok := r.b.policy.(CARP)
+	v := &r.b.view
+	if !ok || p.Patient || v.Running > 0 || r.b.move.on || r.b.closed {
+		return nil
+	}
+	for i := range v.Seats {
+		if v.Seats[i].Queued() > 0 && v.absent(i) && (r.wake.IsZero() || r.wake.Sub(v.Now) > p.LingerMax) {
+			return fmt.Errorf("L4: %s waits for an idle GPU until %v, at most %v is allowed", v.Seats[i].Model.Name, r.wake.Sub(v.Now), p.LingerMax)
+		}
+	}
+	return nil
 }
 
 func remove(list *[]Ticket, t Ticket) bool {

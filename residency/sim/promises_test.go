@@ -188,8 +188,25 @@ func TestWaitBound(t *testing.T) {
 	t.Logf("worst wait: T_max + %.0f s", worst)
 }
 
-// Metamorphic: with one model, or room for all, nothing is ever swapped; twice
-// the time in everything is twice the wait.
+// TestBatchMakesProgress: a batch line for an absent model is served within the
+// batch's own bound though interactive requests keep the residents busy.
+func TestBatchMakesProgress(t *testing.T) {
+	p := residency.Latency()
+	p.BatchMaxWait = 2 * time.Minute
+	s := Setup{Workload: "starvation", Seed: 5, policy: p, cold: residency.Batch}
+	r, err := Run(s, "carp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.BatchMaxWait > 2*60+30 || r.BatchMaxWait == 0 {
+		t.Errorf("a batch line waited %.0f s, the bound is 120 s and a swap", r.BatchMaxWait)
+	}
+	if r.MaxWait > 75 {
+		t.Errorf("an interactive request waited %.0f s for it", r.MaxWait)
+	}
+}
+
+// TestNoNeedlessSwaps: with room for all, nothing is ever swapped.
 func TestNoNeedlessSwaps(t *testing.T) {
 	s := Setup{Workload: "poisson", Rho: .7, Budget: 40 * residency.GiB, maxModels: 4}
 	if r := mean(t, s, "carp", 2); r.Loads > 1 {

@@ -39,6 +39,7 @@ type Setup struct {
 	policy    residency.Policy // instead of CARP's preset
 	queue     int              // instead of an unlimited one
 	maxModels int
+	cold      residency.Class // of the third model's requests in starvation
 }
 
 // WithDefaults fills the zero fields with the reference's base case.

@@ -315,7 +315,7 @@ func (s Setup) starvation(rng *rand.Rand, src *source) {
 		hot(settle, c, src.push)
 	}
 	for at := settle + 60*time.Second; at < end; at += 120 * time.Second {
-		src.push(request{id: id, at: at, model: llama, work: draw(rng, all[2]), client: -1})
+		src.push(request{id: id, at: at, model: llama, class: s.cold, work: draw(rng, all[2]), client: -1})
 		id++
 	}
 	src.follow = func(now time.Duration, r request, push func(request)) {
