@@ -182,6 +182,10 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	// A kept connection that turns out to be dead says nothing of the server.
+	// Whatever is asked here may be asked again, and this header, never sent
+	// without a value, tells net/http so: it tries a fresh connection.
+	req.Header["Idempotency-Key"] = nil
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.failure(ctx, path, err)

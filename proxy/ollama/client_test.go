@@ -128,6 +128,28 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// A server that died while nobody asked is unreachable, although a connection
+// to it was kept.
+func TestDeadConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := start(t, ollamasim.Config{}, Config{})
+		chat := func() error {
+			return c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error { return nil })
+		}
+		if err := chat(); err != nil {
+			t.Fatal(err)
+		}
+		s.Inject(ollamasim.Fault{Kind: ollamasim.Refuse}) // closes what is open, refuses what is new
+		if err := chat(); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("got %v, want ErrUnreachable", err)
+		}
+		s.Clear()
+		if err := chat(); err != nil {
+			t.Errorf("then: %v", err)
+		}
+	})
+}
+
 func TestCancel(t *testing.T) {
 	left := errors.New("client left")
 	for _, tt := range []struct {
