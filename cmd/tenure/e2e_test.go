@@ -648,7 +648,7 @@ func (r *rig) killed(t *testing.T) {
 	}
 	resp := ask()
 	defer resp.Body.Close()
-	before := r.moves()
+	var before []ollamasim.Move // the crash
 	var tail []string
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
@@ -657,6 +657,7 @@ func (r *rig) killed(t *testing.T) {
 		}
 		if len(tail) == 5 {
 			r.back.kill()
+			before = r.moves()
 		}
 	}
 	last := tail[len(tail)-1]
