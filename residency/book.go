@@ -668,7 +668,7 @@ func (b *Book) arrived(i int, c Class) {
 	s.rate[c] = s.Rate(b.view.Now, c) + 1.0/rateTau
 	s.rateAt[c] = b.view.Now
 	if !s.idleAt.IsZero() && s.Leases == 0 && s.Queued() == 1 {
-		learn(&s.Gap, b.view.Now.Sub(s.idleAt), gapMemory)
+		learn(&s.Gap, min(b.view.Now.Sub(s.idleAt), gapMost), gapMemory)
 		s.idleAt = time.Time{}
 	}
 	if s.foreseen {
@@ -759,6 +759,8 @@ const (
 	serviceMemory = 0.1 // weight of the newest measurement
 	loadMemory    = 0.3
 	gapMemory     = 0.5
+
+	gapMost = 15 * time.Second // a longer gap is no conversation, however much longer: the next one counts anew
 )
 
 // learn moves a mean towards a measurement; the first one replaces nothing

@@ -20,7 +20,7 @@ type View struct {
 	Mistrust  bool          // declared workflows have proved wrong too often
 	Seats     []Seat
 
-	victims, chosen []int // scratch of the policy being asked
+	victims, chosen []int // scratch of the policy being asked, so that it allocates nothing
 }
 
 // Seat is one model with its queues and what was learnt about it.
@@ -141,9 +141,9 @@ type Policy interface {
 	// after every event. A plan that would evict a pinned model, or not make
 	// enough room, is a bug and panics.
 	Plan(v *View) Plan
-	// Starts reports whether the head of a Ready model's queue may start now
-	// that a slot is free. It is not asked for a lone interactive request
-	// that could start in every policy but FIFO's.
+	// Starts reports whether the head of Seats[i]'s queue of class c may start
+	// now that the model is Ready and has a free slot. A false is asked again
+	// after the next event.
 	Starts(v *View, i int, c Class) bool
 }
 

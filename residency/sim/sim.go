@@ -28,10 +28,10 @@ type Setup struct {
 
 	Preset       string // of CARP: latency, balanced or economy
 	Hints        bool   // pipeline clients declare their workflow
-	ServiceScale float64
-	LoadScale    float64
-	Greedy       bool
-	NoLinger     bool
+	ServiceScale float64 // falsifies what CARP has learnt of service times
+	LoadScale    float64 // and of loads
+	Greedy       bool    // CARP without full-batch gate and just-in-time swaps
+	NoLinger     bool    // CARP without lingers
 
 	Limit    int                 // events, 0: no limit
 	Progress func(done int) bool // called now and then with the requests finished; false ends the run
