@@ -139,3 +139,19 @@ func TestSwapsDoNotAllocate(t *testing.T) {
 		t.Errorf("only %d swaps", b.count.Unloads)
 	}
 }
+
+// BenchmarkAcquire is a lease on a resident model, taken and given back.
+func BenchmarkAcquire(b *testing.B) {
+	phi, _, _, _ := catalog()
+	phi.LoadTime = 0
+	s := New(Config{Budget: 20 * GiB}, Latency(), newSleeper(b, 20*GiB))
+	defer s.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		lease, err := s.Acquire(b.Context(), phi, Interactive)
+		if err != nil {
+			b.Fatal(err)
+		}
+		lease.Release()
+	}
+}

@@ -184,9 +184,12 @@ func (p CARP) worthwhile(v *View) (best Plan, wake time.Time) {
 		default:
 			price += p.Kappa + p.Eta*p.load(s)*p.others(v, x)
 		}
-		rent := p.rent(v, x)
+		rent, slope := p.rent(v, x), p.weight(s, Interactive)+p.weight(s, Batch)
+		if idle {
+			rent, slope = rentOf(s, v.Now), float64(s.Queued()) // nobody is there for batch work to outweigh
+		}
 		if rent < price {
-			if slope := p.weight(s, Interactive) + p.weight(s, Batch); slope > 0 {
+			if slope > 0 {
 				wake = sooner(wake, v.Now.Add(time.Duration((price-rent)/slope*float64(time.Second))+time.Microsecond))
 			}
 			continue

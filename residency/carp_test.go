@@ -72,6 +72,16 @@ func TestPatientPresetWaits(t *testing.T) {
 	}
 }
 
+func TestPatiencePutsNoBatchOff(t *testing.T) {
+	r, _, _, _, llama := desk(t, Economy())
+	asked := r.now
+	r.do(t, r.ask(llama, Batch))
+	r.until(t, asked.Add(20*time.Second))
+	if len(r.unloading) != 1 {
+		t.Errorf("a batch request waits on for an idle GPU")
+	}
+}
+
 func TestOverdueBeatsPrice(t *testing.T) {
 	r, _, deepseek, mistral, llama := desk(t, Latency())
 	// Four clients keep each resident busy, so a swap for one request never pays.

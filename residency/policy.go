@@ -131,15 +131,14 @@ func displace(v *View, x int, before func(a, b *Seat) bool) Plan {
 	p := Plan{Load: x, Victims: v.victims, Reason: Room}
 	if len(p.Victims) > 0 {
 		p.Reason = Rent
-		p.Rent = rent(v, x)
+		p.Rent = rentOf(&v.Seats[x], v.Now)
 	}
 	return p
 }
 
-// rent is what all who wait for x have waited.
-func rent(v *View, x int) float64 {
-	s := &v.Seats[x]
-	return s.Queue[Interactive].Rent(v.Now) + s.Queue[Batch].Rent(v.Now)
+// rentOf is what all who wait for the model have waited, in request-seconds.
+func rentOf(s *Seat, now time.Time) float64 {
+	return s.Queue[Interactive].Rent(now) + s.Queue[Batch].Rent(now)
 }
 
 // pinned brings a T0 model in that is wanted or asked for: before anything

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // sleeper is a Loader that takes time and keeps its own ledger, so that an
 // overcommitment shows here even if the book believed otherwise.
 type sleeper struct {
-	t        *testing.T
+	t        testing.TB
 	mu       sync.Mutex
 	resident map[string]Bytes
 	loads    []string
@@ -25,7 +25,7 @@ type sleeper struct {
 	busy     map[string]int
 }
 
-func newSleeper(t *testing.T, budget Bytes) *sleeper {
+func newSleeper(t testing.TB, budget Bytes) *sleeper {
 	t.Helper()
 	return &sleeper{t: t, resident: map[string]Bytes{}, budget: budget, busy: map[string]int{}}
 }

@@ -26,8 +26,8 @@ type Setup struct {
 	Budget   residency.Bytes
 	Physics  Physics
 
-	Preset       string // of CARP: latency, balanced or economy
-	Hints        bool   // pipeline clients declare their workflow
+	Preset       string  // of CARP: latency, balanced or economy
+	Hints        bool    // pipeline clients declare their workflow
 	ServiceScale float64 // falsifies what CARP has learnt of service times
 	LoadScale    float64 // and of loads
 	Greedy       bool    // CARP without full-batch gate and just-in-time swaps
