@@ -98,7 +98,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 		}
 		reader, outcome, age := s.cache.Do(s.cacheRequest(x, ep, &job, candidate.Digest, control), s.fill(&job))
 		x.outcome, x.cached = outcome, true
-		x.present(chat, chat.IgnoredFor(job.params), age)
+		x.present(chat, candidate.Digest, chat.IgnoredFor(job.params), age)
 		err := s.await(x, chat, reader)
 		if err == nil {
 			return reader, nil

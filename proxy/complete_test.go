@@ -192,6 +192,25 @@ func TestTenantsAreApart(t *testing.T) {
 	})
 }
 
+// The answer tells the tier it was served in, and which weights made it.
+func TestTierAndFingerprint(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		for asked, want := range map[string]string{`,"service_tier":"flex"`: "flex", `,"service_tier":"auto"`: "default", "": ""} {
+			var got struct {
+				ServiceTier string `json:"service_tier"`
+				Fingerprint string `json:"system_fingerprint"`
+			}
+			a := r.chat("mistral", "hello", asked)
+			if err := json.Unmarshal([]byte(a.body), &got); err != nil || got.ServiceTier != want || !strings.HasPrefix(got.Fingerprint, "fp_") {
+				t.Errorf("%q: got %+v (%v), want %q", asked, got, err, want)
+			}
+		}
+		if n := r.scheduler.State().Grants["batch"]; n != 1 {
+			t.Errorf("%d batch grants, want 1: flex is batch work", n)
+		}
+	})
+}
+
 func TestSharedFlight(t *testing.T) {
 	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
 		var mu sync.Mutex

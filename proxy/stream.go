@@ -28,13 +28,17 @@ const (
 )
 
 // present prepares the answer's headers and encoder. Called again for a
-// fallback, it overwrites.
-func (x *exchange) present(chat *wire.Chat, ignored []string, age time.Duration) {
+// fallback, it overwrites. The fingerprint is the weights': the same model,
+// pulled again, may answer otherwise.
+func (x *exchange) present(chat *wire.Chat, digest string, ignored []string, age time.Duration) {
 	if x.encoder == nil {
 		x.encoder = &wire.Answer{
 			ID: "chatcmpl-" + strings.ReplaceAll(uuid.NewString(), "-", ""), Model: chat.Model,
-			Created: time.Now().Unix(), IncludeUsage: chat.IncludeUsage,
+			Created: time.Now().Unix(), IncludeUsage: chat.IncludeUsage, ServiceTier: servedTier(chat.ServiceTier),
 		}
+	}
+	if digest != "" {
+		x.encoder.Fingerprint = "fp_" + digest[:min(12, len(digest))]
 	}
 	if x.gin.Writer.Written() {
 		x.late = append(x.late, "Tenure-Model: "+x.model, "Tenure-Cause: "+x.cause)
@@ -52,6 +56,18 @@ func (x *exchange) present(chat *wire.Chat, ignored []string, age time.Duration)
 	if len(ignored) > 0 {
 		h.Set("Tenure-Ignored", strings.Join(ignored, ", "))
 	}
+}
+
+// servedTier is what an answer says of its service_tier: nothing when nothing
+// was asked.
+func servedTier(asked string) string {
+	switch asked {
+	case "flex", "priority", "default":
+		return asked
+	case "auto":
+		return "default"
+	}
+	return ""
 }
 
 // admitted tells how the job came to its seat: in headers, or late.
