@@ -9,10 +9,10 @@ FUZZTIME  ?= 60s
 PACKAGE   ?= ./...
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test check race nocgo tidy e2e lint fmt fuzz bench clean
+.PHONY: help run demo build test check race nocgo tidy e2e lint fmt fuzz bench bench-proxy clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build ## build and serve: before the Ollama at OLLAMA_HOST, or a simulated one when none answers
 	./bin/tenure serve --simulate=auto
@@ -55,6 +55,9 @@ fuzz: ## fuzz every decoder of foreign bytes, FUZZTIME each
 
 bench: ## the Go benchmarks, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem $(PACKAGE)
+
+bench-proxy: build ## what the hop costs, beside nginx (when installed) and a plain ReverseProxy; BENCH=-n=300 for a short run
+	$(GO) run ./proxy/bench -tenure bin/tenure $(BENCH)
 
 clean: ## remove what was built, the test models and the test server
 	rm -rf bin .cache

@@ -164,8 +164,8 @@ func (p *catalogParser) model(key, value ast.Node) {
 	if m.Trained != 0 && m.Context > m.Trained {
 		p.problem(at(value, "num_ctx"), "num_ctx is %d, more than the %d the model was trained with", m.Context, m.Trained)
 	}
-	if m.Slots < 1 || m.Slots > 64 {
-		p.problem(at(value, "slots"), "slots is %d: 1 to 64 are allowed", m.Slots)
+	if m.Slots < 1 || m.Slots > 4096 {
+		p.problem(at(value, "slots"), "slots is %d: 1 to 4096 are allowed", m.Slots)
 	}
 	p.catalog.Models = append(p.catalog.Models, m)
 }
