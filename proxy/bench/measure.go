@@ -29,17 +29,17 @@ func (c *counter) next() string { return "question " + strconv.FormatInt(c.n.Add
 
 func (f *field) contestants() []contestant {
 	var fresh counter
-	plain := func(model string, stream bool) func(int) []byte {
-		return func(size int) []byte { return body(size, model, fresh.next(), stream) }
+	plain := func(model string) func(int) []byte {
+		return func(size int) []byte { return body(size, model, fresh.next(), false) }
 	}
-	list := []contestant{{"direct", f.mock.base, f.mock.cmd.Process.Pid, plain("m", false)}}
+	list := []contestant{{"direct", f.mock.base, f.mock.cmd.Process.Pid, plain("m")}}
 	if f.nginx != nil {
-		list = append(list, contestant{"nginx", f.nginx.base, nginxWorker(f.nginx.cmd.Process.Pid), plain("m", false)})
+		list = append(list, contestant{"nginx", f.nginx.base, nginxWorker(f.nginx.cmd.Process.Pid), plain("m")})
 	}
 	return append(list,
-		contestant{"ReverseProxy", f.reverse.base, f.reverse.cmd.Process.Pid, plain("m", false)},
-		contestant{"tenure, miss", f.tenure.base, f.tenure.cmd.Process.Pid, plain("recruit/resume_parsing", false)},
-		contestant{"tenure, auto", f.tenure.base, f.tenure.cmd.Process.Pid, plain("recruit-auto", false)},
+		contestant{"ReverseProxy", f.reverse.base, f.reverse.cmd.Process.Pid, plain("m")},
+		contestant{"tenure, miss", f.tenure.base, f.tenure.cmd.Process.Pid, plain("recruit/resume_parsing")},
+		contestant{"tenure, auto", f.tenure.base, f.tenure.cmd.Process.Pid, plain("recruit-auto")},
 		contestant{"tenure, hit", f.tenure.base, f.tenure.cmd.Process.Pid, func(size int) []byte {
 			return body(size, "recruit/resume_parsing", "the same question", false)
 		}},
@@ -215,7 +215,7 @@ func cpuOf(pid int) (total time.Duration) {
 		return 0
 	}
 	for _, t := range tasks {
-		data, err := os.ReadFile(t) //nolint:gosec // a file of /proc
+		data, err := os.ReadFile(t)
 		if err != nil {
 			continue // the thread has ended
 		}
