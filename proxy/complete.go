@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"tenure/cache"
 	"tenure/proxy/ollama"
@@ -136,13 +135,14 @@ func class(chat *wire.Chat, d *routing.Decision) residency.Class {
 }
 
 // leastTokens is a floor for the prompt's tokens: no tokenizer of these models
-// makes one token of two words.
+// makes one token of two words. What is not ASCII counts as part of a word.
 func leastTokens(chat *wire.Chat) int {
 	n := 0
 	for _, m := range chat.Messages {
 		inWord := false
-		for _, r := range m.Text {
-			letter := unicode.IsLetter(r) || unicode.IsDigit(r)
+		for i := range len(m.Text) {
+			c := m.Text[i]
+			letter := 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c >= 0x80
 			if letter && !inWord {
 				n++
 			}
