@@ -40,9 +40,10 @@ type request struct {
 type server interface {
 	arrive(r request)
 	done(r request)
-	loaded(model int)
+	loaded(model int, err error)
 	unloaded(model int)
 	tick()
+	quit(id int)
 }
 
 // engine is the world: a clock, a GPU and the requests on it.
@@ -65,6 +66,8 @@ type engine struct {
 	events   int
 	rec      *recorder
 	moved    func(model int, load bool) // told of every load and unload begun, if set
+	quits    []quit                     // who leaves the queue when, in order
+	broken   func(model, nth int) error // of the nth load; nil: all work
 	err      error
 }
 
@@ -78,6 +81,13 @@ type moving struct {
 	model int
 	due   time.Duration
 	load  bool
+	err   error
+}
+
+// quit is a client that gives up if it still waits.
+type quit struct {
+	at time.Duration
+	id int
 }
 
 const never = time.Duration(math.MaxInt64)
@@ -112,7 +122,11 @@ func (e *engine) load(m int) {
 	if e.moved != nil {
 		e.moved(m, true)
 	}
-	e.moves = append(e.moves, moving{m, e.now + e.times(m, e.seen[m]), true})
+	var err error
+	if e.broken != nil {
+		err = e.broken(m, e.seen[m])
+	}
+	e.moves = append(e.moves, moving{m, e.now + e.times(m, e.seen[m]), true, err})
 	e.seen[m]++
 }
 
@@ -127,7 +141,7 @@ func (e *engine) unload(m int) {
 	if e.moved != nil {
 		e.moved(m, false)
 	}
-	e.moves = append(e.moves, moving{m, e.now + e.phys.Unload, false})
+	e.moves = append(e.moves, moving{m, e.now + e.phys.Unload, false, nil})
 }
 
 func (e *engine) fail(format string, args ...any) {
@@ -180,6 +194,9 @@ func (e *engine) run(limit int, progress func(done int) bool) error {
 		if e.wakeAt < next {
 			next, kind = e.wakeAt, 4
 		}
+		if len(e.quits) > 0 && e.quits[0].at < next {
+			next, kind = e.quits[0].at, 5
+		}
 		if kind == 0 {
 			if e.rec.open > 0 {
 				e.fail("deadlock: %d requests wait and nothing is going to happen", e.rec.open)
@@ -197,11 +214,13 @@ func (e *engine) run(limit int, progress func(done int) bool) error {
 		case 2:
 			mv := e.moves[which]
 			e.moves = append(e.moves[:which], e.moves[which+1:]...)
-			if mv.load {
-				e.srv.loaded(mv.model)
-			} else {
+			if !mv.load || mv.err != nil {
 				e.resident[mv.model] = false
 				e.used -= e.models[mv.model].Size
+			}
+			if mv.load {
+				e.srv.loaded(mv.model, mv.err)
+			} else {
 				e.srv.unloaded(mv.model)
 			}
 		case 3:
@@ -211,6 +230,10 @@ func (e *engine) run(limit int, progress func(done int) bool) error {
 		case 4:
 			e.wakeAt = never
 			e.srv.tick()
+		case 5:
+			id := e.quits[0].id
+			e.quits = e.quits[1:]
+			e.srv.quit(id)
 		}
 		if progress != nil && e.events%(1<<17) == 0 && !progress(e.rec.finished) {
 			return e.err
@@ -294,8 +317,24 @@ func (b *bookServer) done(r request) {
 	b.apply(b.book.Release(b.clock(), residency.Ticket(r.token)))
 }
 
-func (b *bookServer) loaded(m int) {
-	b.apply(b.book.Loaded(b.clock(), b.e.models[m].Name, 0, nil))
+func (b *bookServer) loaded(m int, err error) {
+	b.apply(b.book.Loaded(b.clock(), b.e.models[m].Name, 0, err))
+}
+
+// quit withdraws a request that waits.
+func (b *bookServer) quit(id int) {
+	for t, r := range b.tickets {
+		if r.id == id {
+			delete(b.tickets, t)
+			fx, ok := b.book.Cancel(b.clock(), t)
+			if !ok {
+				b.e.fail("request %d waits and cannot be cancelled", id)
+			}
+			b.e.rec.refused(r)
+			b.apply(fx)
+			return
+		}
+	}
 }
 
 func (b *bookServer) unloaded(m int) {
@@ -312,6 +351,11 @@ func (b *bookServer) apply(fx residency.Effects) {
 			return
 		}
 		delete(b.tickets, g.Ticket)
+		if g.Err != nil {
+			b.e.rec.refused(r)
+			b.e.src.after(b.e.now, r)
+			continue
+		}
 		r.token = uint64(g.Ticket)
 		b.e.start(r)
 	}

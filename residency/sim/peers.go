@@ -112,7 +112,7 @@ func (o *ollama) unload(m int) {
 	}
 }
 
-func (o *ollama) loaded(m int) {
+func (o *ollama) loaded(m int, _ error) {
 	o.state[m] = up
 	if o.target == m {
 		o.target = -1
@@ -129,6 +129,8 @@ func (o *ollama) unloaded(m int) {
 }
 
 func (o *ollama) tick() {}
+
+func (o *ollama) quit(int) {}
 
 // llamaSwap models internal/router of llama-swap with a matrix of model sets:
 // residents are always served; a request for an absent model is granted when
@@ -212,7 +214,7 @@ func (l *llamaSwap) retry() {
 	}
 }
 
-func (l *llamaSwap) loaded(m int) {
+func (l *llamaSwap) loaded(m int, _ error) {
 	l.state[m] = up
 	// Requests are collated by model: all that wait for it are granted.
 	rest := l.pending[:0]
@@ -233,6 +235,8 @@ func (l *llamaSwap) unloaded(m int) {
 }
 
 func (l *llamaSwap) tick() {}
+
+func (l *llamaSwap) quit(int) {}
 
 // preload puts the models of the warm start in place.
 func (o *ollama) preload(m int)    { o.state[m] = coming; o.e.load(m) }
