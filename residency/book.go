@@ -169,7 +169,7 @@ func (b *Book) Loaded(now time.Time, name string, size Bytes, err error) Effects
 	b.ledger.measure(s.Model, size)
 	b.resize(i)
 	learn(&s.LoadTime, took, loadMemory)
-	s.failures, s.failErr, s.RetryAt = 0, nil, time.Time{}
+	s.failures, s.RetryAt = 0, time.Time{}
 	s.LoadedAt, s.LastUsed, s.idleAt = b.view.Now, b.view.Now, b.view.Now
 	s.foreseen = plan.Reason == Prefetch
 	b.count.Loads++
@@ -399,6 +399,12 @@ func (b *Book) plan() bool {
 		return false
 	}
 	b.linger = -1
+	if !b.sound(p) {
+		// A bug in the policy. Residents are served all the same; the rest waits
+		// for a better plan at the next event.
+		b.count.Unsound++
+		return false
+	}
 	b.start(p)
 	return true
 }
@@ -425,7 +431,6 @@ func (b *Book) relieve() Plan {
 
 // start closes the victims of p.
 func (b *Book) start(p Plan) {
-	b.mustBeSound(p)
 	b.move = move{on: true, load: p.Load, victims: append(b.move.victims[:0], p.Victims...), plan: p}
 	b.move.plan.Victims = nil
 	b.fx.Wake = time.Time{} // what ends the move is an event
@@ -445,19 +450,17 @@ func (b *Book) start(p Plan) {
 	}
 }
 
-// mustBeSound panics on a plan that would break a promise: that is a bug in
-// the policy, and going on would hurt requests that run.
-func (b *Book) mustBeSound(p Plan) {
+// sound reports whether a plan keeps the book's promises: victims that may be
+// victims, and room for the load once they are gone.
+func (b *Book) sound(p Plan) bool {
 	var freed Bytes
 	for k, y := range p.Victims {
 		if !b.view.evictable(y) || y == p.Load || slices.Contains(p.Victims[:k], y) {
-			panic(fmt.Sprintf("residency: policy %T chose victim %s, which is %v and %v", b.policy, b.view.Seats[y].Model.Name, b.view.Seats[y].Phase, b.view.Seats[y].Model.Tier))
+			return false
 		}
 		freed += b.view.Seats[y].Size
 	}
-	if p.Load >= 0 && (b.view.Seats[p.Load].Phase != Absent || !b.view.fits(p.Load, freed, len(p.Victims))) {
-		panic(fmt.Sprintf("residency: policy %T loads %s, which is %v, without room", b.policy, b.view.Seats[p.Load].Model.Name, b.view.Seats[p.Load].Phase))
-	}
+	return p.Load < 0 || (b.view.Seats[p.Load].Phase == Absent && b.view.fits(p.Load, freed, len(p.Victims)))
 }
 
 // callOff gives up the move's load; victims not yet on their way out reopen.
@@ -493,7 +496,6 @@ func (b *Book) failed(i int, err error) {
 	s := &b.view.Seats[i]
 	b.count.LoadFailures++
 	s.failures++
-	s.failErr = err
 	s.RetryAt = b.view.Now.Add(b.cfg.LoadBackoff << min(s.failures-1, 5))
 	b.decide(Decision{Action: ActLoadFail, Model: s.Model.Name, Size: s.Size, Err: err.Error()})
 	if s.failures < b.cfg.LoadAttempts && !errors.Is(err, ErrPermanent) {

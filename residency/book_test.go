@@ -346,3 +346,36 @@ func TestClockSetBack(t *testing.T) {
 		t.Errorf("rent fell from %v to %v", before, rent())
 	}
 }
+
+// reckless is a policy with every bug a plan can have.
+type reckless struct{ plan Plan }
+
+func (p reckless) Plan(*View) Plan             { return p.plan }
+func (reckless) Starts(*View, int, Class) bool { return true }
+
+func TestUnsoundPlansAreRefused(t *testing.T) {
+	phi, deepseek, mistral, llama := catalog()
+	for _, p := range []Plan{
+		{Load: 3, Victims: []int{0}, Reason: Rent},      // pinned
+		{Load: 3, Reason: Rent},                         // no room
+		{Load: 3, Victims: []int{1, 1}, Reason: Rent},   // counted twice
+		{Load: 3, Victims: []int{1, 3}, Reason: Rent},   // its own victim
+		{Load: 1, Victims: []int{2}, Reason: Rent},      // resident already
+		{Load: -1, Victims: []int{3}, Reason: Prefetch}, // absent already
+	} {
+		b := NewBook(Config{Budget: 20 * GiB}, reckless{p}, time.Unix(0, 0))
+		for i, m := range []Model{phi, deepseek, mistral, llama} {
+			b.seat(m)
+			if i < 3 {
+				b.setPhase(i, Ready)
+			}
+		}
+		_, fx, err := b.Ask(time.Unix(1, 0), llama, Interactive)
+		if err != nil || b.count.Unsound != 1 || b.move.on || len(fx.Unloads) > 0 || fx.HasLoad {
+			t.Errorf("%+v was carried out: %+v, %v", p, fx, err)
+		}
+		if _, fx, _ := b.Ask(time.Unix(2, 0), deepseek, Interactive); len(fx.Grants) != 1 {
+			t.Errorf("%+v keeps residents from being served", p)
+		}
+	}
+}

@@ -78,6 +78,8 @@ func (b *Book) check(over bool) error {
 		}
 	}
 	switch {
+	case b.count.Unsound > 0:
+		return fmt.Errorf("%T made an unsound plan", b.policy)
 	case used != b.view.Used || count != b.view.Count:
 		return fmt.Errorf("ledger says %v in %d models, counted %v in %d", b.view.Used, b.view.Count, used, count)
 	case !over && (used > b.view.Budget || count > b.view.MaxModels):

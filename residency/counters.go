@@ -18,4 +18,5 @@ type Counters struct {
 	Prefetches     uint64          `json:"prefetches"`
 	PrefetchHits   uint64          `json:"prefetch_hits"`
 	PrefetchMisses uint64          `json:"prefetch_misses"`
+	Unsound        uint64          `json:"unsound_plans"` // refused plans: each is a bug in the policy
 }

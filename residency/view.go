@@ -49,7 +49,6 @@ type Seat struct {
 	rate     [classes]float64 // requests per second, decayed to rateAt
 	rateAt   [classes]time.Time
 	failures int
-	failErr  error
 	epoch    uint32 // counts losses, tells orphans apart
 	idleAt   time.Time
 	started  time.Time // of the load or unload under way
@@ -139,7 +138,7 @@ type Plan struct {
 type Policy interface {
 	// Plan names the next move. It is asked only while no move is under way,
 	// after every event. A plan that would evict a pinned model, or not make
-	// enough room, is a bug and panics.
+	// enough room, is a bug: it is refused and counted.
 	Plan(v *View) Plan
 	// Starts reports whether the head of Seats[i]'s queue of class c may start
 	// now that the model is Ready and has a free slot. A false is asked again

@@ -151,7 +151,11 @@ func Run(s Setup, policy string) (Result, error) {
 	res := e.rec.result(s, policy, src, loads0)
 	res.Events = e.events
 	if b, ok := srv.(*bookServer); ok {
-		res.Prefetches = int(b.book.State(b.clock()).Counters.Prefetches)
+		n := b.book.State(b.clock()).Counters
+		if n.Unsound > 0 {
+			return Result{}, fmt.Errorf("%s: %d unsound plans", policy, n.Unsound)
+		}
+		res.Prefetches = int(n.Prefetches)
 	}
 	return res, nil
 }
