@@ -205,7 +205,13 @@ func (r *rig) startTenure(t *testing.T, bin string) {
 		_, _ = io.Copy(io.Discard, stdout)
 		r.exited <- r.cmd.Wait()
 	}()
-	t.Cleanup(func() { _ = r.cmd.Process.Kill() }) // it has exited if all went well
+	t.Cleanup(func() {
+		_ = r.cmd.Process.Kill() // it has exited if all went well
+		if log, err := os.ReadFile(r.log); t.Failed() && err == nil {
+			lines := strings.Split(string(log), "\n")
+			t.Logf("tenure's last words:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		}
+	})
 	if r.api == "" || r.admin == "" {
 		t.Fatalf("tenure did not say where it listens, see %s", r.log)
 	}
