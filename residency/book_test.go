@@ -61,7 +61,7 @@ func (r *rig) apply(fx Effects) error {
 		for _, b := range r.real {
 			used += b
 		}
-		if used > r.budget && !r.over {
+		if used > r.budget {
 			return fmt.Errorf("I1: loading %s makes %v of %v", fx.Load.Name, used, r.budget)
 		}
 		if len(r.unloading) > 0 || len(r.loading) > 1 {

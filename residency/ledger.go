@@ -8,6 +8,7 @@ type ledger struct {
 	measured     map[sizeKey]Bytes
 	foreign      Bytes
 	foreignCount int
+	available    Bytes // to all models, by the driver's account
 }
 
 // sizeKey is what a model's memory depends on: the weights, and the cache of
@@ -19,7 +20,7 @@ type sizeKey struct {
 }
 
 func newLedger(cfg Config) ledger {
-	return ledger{budget: cfg.Budget, maxModels: cfg.MaxModels, margin: cfg.Margin, measured: map[sizeKey]Bytes{}}
+	return ledger{budget: cfg.Budget, maxModels: cfg.MaxModels, margin: cfg.Margin, measured: map[sizeKey]Bytes{}, available: Unlimited}
 }
 
 func keyOf(m Model) sizeKey { return sizeKey{m.Name, m.Context, max(m.Slots, 1)} }
@@ -39,7 +40,9 @@ func (l *ledger) measure(m Model, size Bytes) {
 	}
 }
 
-// limits is what foreign models leave of the budget.
+// limits is what foreign models leave of the budget, or of what the driver has
+// for models if that is less.
 func (l *ledger) limits() (Bytes, int) {
-	return l.budget - min(l.foreign, l.budget), max(l.maxModels-l.foreignCount, 0)
+	budget := min(l.budget, l.available)
+	return budget - min(l.foreign, budget), max(l.maxModels-l.foreignCount, 0)
 }

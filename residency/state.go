@@ -10,7 +10,8 @@ import (
 // State is a snapshot for people and dashboards.
 type State struct {
 	Now         time.Time        `json:"now"`
-	Budget      Bytes            `json:"budget_bytes"` // configured; foreign models are not off yet
+	Budget      Bytes            `json:"budget_bytes"`    // configured; nothing is off yet
+	Available   Bytes            `json:"available_bytes"` // of it, after what other processes and foreign models take
 	MaxModels   int              `json:"max_models"`
 	Used        Bytes            `json:"used_bytes"` // by our models in any phase but absent
 	Residents   []Resident       `json:"residents"`
@@ -57,7 +58,7 @@ func (s *Scheduler) State() State {
 // State returns a snapshot as of now.
 func (b *Book) State(now time.Time) State {
 	st := State{
-		Now: now, Budget: b.cfg.Budget, MaxModels: b.cfg.MaxModels, Used: b.view.Used, Leases: b.view.Running,
+		Now: now, Budget: b.cfg.Budget, Available: b.view.Budget, MaxModels: b.cfg.MaxModels, Used: b.view.Used, Leases: b.view.Running,
 		Counters: b.count, Evictions: map[string]int{}, Grants: map[string]int{},
 	}
 	for r, n := range b.count.Evictions {

@@ -9,7 +9,7 @@ import (
 // for the length of one call and must not be changed.
 type View struct {
 	Now       time.Time
-	Budget    Bytes         // memory for our models: what foreign ones take is already off
+	Budget    Bytes         // memory for our models: what foreign models and other processes take is already off
 	MaxModels int           // resident models allowed, likewise
 	Used      Bytes         // taken by every model that is not Absent
 	Count     int           // models that are not Absent
