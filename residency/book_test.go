@@ -75,6 +75,19 @@ func (r *rig) apply(fx Effects) error {
 	return r.prompt()
 }
 
+// roomBesidePinned reports whether seat i fits once every model that may leave
+// has left: in a budget that shrank, it need not.
+func roomBesidePinned(v *View, i int) bool {
+	need, n := v.Seats[i].Size, 1
+	for j := range v.Seats {
+		if s := &v.Seats[j]; j != i && s.Model.Tier == T0 && s.Phase != Absent {
+			need += s.Size
+			n++
+		}
+	}
+	return need <= v.Budget && n <= v.MaxModels
+}
+
 // prompt holds L4: with nothing running or moving and somebody waiting for a
 // model that may be loaded, an impatient policy swaps at once or lingers.
 func (r *rig) prompt() error {
@@ -84,7 +97,7 @@ func (r *rig) prompt() error {
 		return nil
 	}
 	for i := range v.Seats {
-		if v.Seats[i].Queued() > 0 && v.absent(i) && (r.wake.IsZero() || r.wake.Sub(v.Now) > p.LingerMax) {
+		if v.Seats[i].Queued() > 0 && v.absent(i) && roomBesidePinned(v, i) && (r.wake.IsZero() || r.wake.Sub(v.Now) > p.LingerMax) {
 			return fmt.Errorf("L4: %s waits for an idle GPU until %v, at most %v is allowed", v.Seats[i].Model.Name, r.wake.Sub(v.Now), p.LingerMax)
 		}
 	}
