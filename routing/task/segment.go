@@ -18,9 +18,14 @@ const (
 	middle     = -0.6 // score of a line further in
 	forcedDoc  = -6
 	forcedAsk  = 6
-	longLine   = 320 // a longer line is cut into its sentences
-	headJoined = 1.2 // price of a cut where no boundary shows
+	longLine   = 320  // a longer line is cut into its sentences
+	edgeLine   = 60   // the same for the first and the last line
+	inlineDoc  = -1.5 // the least a sentence may score that shares its line with the one before
+	headJoined = 1.2  // price of a cut where no boundary shows
 	tailJoined = 2.2
+	floorOpen  = 0.2 // what an ask must be worth
+	floorTold  = 1.5 // the same where the system prompt already says the task
+	bothPrice  = 2.5 // what the weaker of two asks must be worth
 )
 
 // Cues of a line, from one pass over its bytes.
@@ -56,8 +61,10 @@ type line struct {
 	cues       uint32
 	words      int
 	score      float32
-	fixed      bool // the score is structural
-	gap        bool // a cut before this line is free
+	suspect    uint8 // 1 speaks to a machine, 2 overrides what was asked
+	fixed      bool  // the score is structural
+	gap        bool  // a cut before this line is free
+	inline     bool  // goes on in the line of the text where the one before ended
 }
 
 // region is a stretch of lines of one nature.
@@ -72,7 +79,7 @@ type region struct {
 // lines cuts a message and fills in the structural cues.
 func (s *scratch) split(text string) {
 	s.lines = s.lines[:0]
-	gap := true
+	gap, ends := true, len(strings.TrimRight(text, " \t\r\n"))
 	for at := 0; at < len(text); {
 		end := strings.IndexByte(text[at:], '\n')
 		next := at + end + 1
@@ -90,7 +97,12 @@ func (s *scratch) split(text string) {
 		if a == b {
 			gap = true
 		} else {
-			s.sentences(text, a, b, gap)
+			// An ask often shares its line with what follows or precedes it.
+			size := longLine
+			if len(s.lines) == 0 || b >= ends {
+				size = edgeLine
+			}
+			s.sentences(text, a, b, size, gap)
 			gap = false
 		}
 		at = next
@@ -125,11 +137,12 @@ func (s *scratch) split(text string) {
 	}
 }
 
-// sentences appends text[a:b], whole unless it is long.
-func (s *scratch) sentences(text string, a, b int, gap bool) {
-	for b-a > longLine {
+// sentences appends text[a:b], whole unless it is longer than size.
+func (s *scratch) sentences(text string, a, b, size int, gap bool) {
+	inline := false
+	for n := 0; b-a > size && n < 40; n++ {
 		cut := 0
-		for i := a + 20; i < b-1 && i < a+2000; i++ {
+		for i := a + 12; i < b-1 && i < a+2000; i++ {
 			if (text[i] == '.' || text[i] == '?' || text[i] == '!' || text[i] == ':') && text[i+1] == ' ' {
 				cut = i + 1
 				break
@@ -138,18 +151,18 @@ func (s *scratch) sentences(text string, a, b int, gap bool) {
 		if cut == 0 {
 			break
 		}
-		s.line(text, a, cut, gap)
-		gap = false
+		s.line(text, a, cut, gap, inline)
+		gap, inline = false, true
 		for a = cut; a < b && text[a] == ' '; a++ {
 		}
 	}
 	if a < b {
-		s.line(text, a, b, gap)
+		s.line(text, a, b, gap, inline)
 	}
 }
 
-func (s *scratch) line(text string, a, b int, gap bool) {
-	l := line{start: a, end: b, gap: gap}
+func (s *scratch) line(text string, a, b int, gap, inline bool) {
+	l := line{start: a, end: b, gap: gap, inline: inline}
 	t := text[a:b]
 	var digits, letters, upper, seps, marks, commas int
 	word := false
@@ -312,6 +325,11 @@ func (s *scratch) structure(text string) {
 			i = j
 			continue
 		}
+		if l.cues&cueJSON != 0 {
+			if key, ok := jsonKey(t); ok && asks(key) {
+				l.fixed, l.score = true, forcedAsk
+			}
+		}
 		name, ok := tag(t)
 		if !ok {
 			if l.cues&cueRule != 0 && l.end-l.start >= 3 {
@@ -391,47 +409,65 @@ func closes(t, name string) bool {
 	}
 }
 
+// jsonKey reads the first key of a line of JSON.
+func jsonKey(t string) (string, bool) {
+	t = strings.TrimLeft(t, "{[ ")
+	if len(t) < 3 || t[0] != '"' {
+		return "", false
+	}
+	key, rest, ok := strings.Cut(t[1:], "\"")
+	return key, ok && strings.HasPrefix(strings.TrimLeft(rest, " "), ":")
+}
+
 // asks reports whether a tag holds what is asked rather than a document.
 func asks(name string) bool {
 	switch strings.ToLower(name) {
-	case "instruction", "instructions", "task", "user_query", "query", "question", "request", "prompt", "user", "ask", "rules", "goal", "objective":
+	case "instruction", "instructions", "task", "user_query", "query", "question", "request", "prompt", "user", "ask", "rules", "goal", "objective", "action", "operation", "command", "todo", "want", "output", "output_format", "keys", "fields", "template", "sections":
 		return true
 	}
 	return false
 }
 
-// cut finds the three parts and appends their regions.
-func (s *scratch) cut() {
+// cut finds the three parts and appends their regions. An ask must be worth
+// floor, and a second one bothPrice: documents that begin and end in prose are
+// commoner than asks at both ends.
+func (s *scratch) cut(floor float32) {
+	s.regions = s.regions[:0]
 	n := len(s.lines)
 	if n == 0 {
 		return
 	}
-	head, best, sum := 0, float32(0), float32(0)
+	head, inHead, sum := 0, float32(0), float32(0)
 	for i := 1; i <= n; i++ {
 		sum += s.lines[i-1].score
 		v := sum
 		if i < n {
 			v -= s.price(i, headJoined)
 		}
-		if v > best {
-			head, best = i, v
+		if v > inHead {
+			head, inHead = i, v
 		}
 	}
-	tail := n
-	best, sum = 0, 0
+	tail, inTail := n, float32(0)
+	sum = 0
 	for j := n - 1; j >= head; j-- {
 		sum += s.lines[j].score
 		v := sum
 		if j > head {
 			v -= s.price(j, tailJoined)
 		}
-		if v > best {
-			tail, best = j, v
+		if v > inTail {
+			tail, inTail = j, v
 		}
 	}
-	if tail == head {
-		head = n
+	if inHead < floor || tail < n && inHead < inTail && inHead < bothPrice {
+		head = 0
+	}
+	if inTail < floor || head > 0 && inTail < bothPrice {
 		tail = n
+	}
+	if tail == head {
+		head, tail = n, n
 	}
 	s.region(0, head, true, false)
 	s.region(head, tail, false, false)
