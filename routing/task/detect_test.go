@@ -1,11 +1,6 @@
 package task
 
-import (
-	"bufio"
-	"encoding/json"
-	"os"
-	"testing"
-)
+import "testing"
 
 const someCV = `Anneke Verhoogen
 Rotterdam | anneke@example.com | +31 6 5550 1200
@@ -47,44 +42,5 @@ func TestBareDocument(t *testing.T) {
 	in := Input{Messages: []Message{{Role: "system", Text: "You are a resume parser. Return JSON."}, {Role: "user", Text: someCV}}}
 	if got := Detect(in); got.Task != ResumeParsing {
 		t.Errorf("a CV under a parser's prompt = %s (%.2f), want %s", got.Task, got.Confidence, ResumeParsing)
-	}
-}
-
-// TestDevelopmentSet measures on a labelled set kept outside the repository.
-func TestDevelopmentSet(t *testing.T) {
-	path := os.Getenv("TENURE_ROUTING_DEV")
-	if path == "" {
-		t.Skip("TENURE_ROUTING_DEV names no labelled set")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	sc.Buffer(nil, 1<<24)
-	right, n := map[string]int{}, map[string]int{}
-	for sc.Scan() {
-		var it struct {
-			ID, Label, Slice string
-			Messages         []struct{ Role, Content string }
-		}
-		if err := json.Unmarshal(sc.Bytes(), &it); err != nil {
-			t.Fatal(err)
-		}
-		var in Input
-		for _, m := range it.Messages {
-			in.Messages = append(in.Messages, Message{Role: m.Role, Text: m.Content})
-		}
-		got := Detect(in)
-		n[it.Slice]++
-		n["all"]++
-		if got.Task == it.Label {
-			right[it.Slice]++
-			right["all"]++
-		}
-	}
-	for k, v := range n {
-		t.Logf("%-18s %d/%d", k, right[k], v)
 	}
 }

@@ -37,15 +37,21 @@ func (f *features) reset() {
 // add enters a feature unless it is there already. Two hashes that share a
 // slot may both enter twice: harmless, and the same at training.
 func (f *features) add(h uint32) {
-	h *= 0x9E3779B1
-	h ^= h >> 15
-	slot := &f.seen[h>>(32-seenBits)]
-	key := f.epoch<<8 | h&0xFF
-	if *slot == key {
+	h = mix(h)
+	if f.has(h) {
 		return
 	}
-	*slot = key
+	f.seen[h>>(32-seenBits)] = f.epoch<<8 | h&0xFF
 	f.hash = append(f.hash, h)
+}
+
+// has reports whether an entered feature is there.
+func (f *features) has(h uint32) bool { return f.seen[h>>(32-seenBits)] == f.epoch<<8|h&0xFF }
+
+// mix spreads a hash over its upper bits, by which tables are addressed.
+func mix(h uint32) uint32 {
+	h *= 0x9E3779B1
+	return h ^ h>>15
 }
 
 // begin ends the groups before g.
@@ -66,14 +72,6 @@ func hashWord(b []byte) uint32 {
 	h := uint32(fnvBasis)
 	for _, c := range b {
 		h = (h ^ uint32(c)) * fnvPrime
-	}
-	return h
-}
-
-func hashName(name string) uint32 {
-	h := uint32(fnvBasis)
-	for i := 0; i < len(name); i++ {
-		h = (h ^ uint32(name[i])) * fnvPrime
 	}
 	return h
 }
@@ -207,7 +205,7 @@ func (s *scratch) ideas(f *features) {
 	f.begin(byIdea)
 	var list [maxConcepts]uint32
 	n := 0
-	for k := uint32(0); k < maxConcepts; k++ {
+	for k := range uint32(maxConcepts) {
 		switch {
 		case s.pos>>k&1 != 0:
 			if s.late>>k&1 == 0 && s.turn > 0 {
@@ -259,7 +257,7 @@ func weak(name string) bool {
 // line's own text is in s.text and its concepts have been found.
 func (s *scratch) lineFeatures(f *features, i int) {
 	f.reset()
-	s.words(f, LineChars)
+	s.words(f, true)
 	s.ideas(f)
 	f.begin(byShape)
 	l := &s.lines[i]
@@ -321,8 +319,7 @@ type facts struct {
 	docs    [8]int // documents of each kind
 	history bool   // there was an answer before
 	json    bool
-	bytes   int  // length of the ask
-	single  bool // no document at all
+	bytes   int // length of the ask
 }
 
 // askFeatures enters the ask in s.text, whose concepts have been found.
@@ -363,12 +360,10 @@ func (s *scratch) askFeatures(f *features, x facts) {
 	}
 	// What is done to which documents: "rank" over two CVs, "list" over one
 	// job description.
-	for k := uint32(0); k < maxConcepts; k++ {
+	for k := range uint32(maxConcepts) {
 		if s.pos>>k&1 != 0 && s.weak>>k&1 == 0 && (s.turn == 0 || s.late>>k&1 != 0) {
 			f.add((k<<8|set&7)*0x85EBCA6B ^ saltWith)
 		}
 	}
 	f.done()
 }
-
-var LineChars = true

@@ -34,7 +34,7 @@ func hidden(r rune) bool {
 // unspaced reports whether a script is written without spaces, so that every
 // rune is a word of its own.
 func unspaced(r rune) bool {
-	return r >= 0x2E80 && r <= 0xD7FF && !(r >= 0xA000 && r < 0xAC00) || r >= 0xF900 && r <= 0xFAFF || r >= 0x20000 && r <= 0x3FFFF || r >= 0xE00 && r <= 0xE7F
+	return r >= 0x2E80 && r < 0xA000 || r >= 0xAC00 && r <= 0xD7FF || r >= 0xF900 && r <= 0xFAFF || r >= 0x20000 && r <= 0x3FFFF || r >= 0xE00 && r <= 0xE7F
 }
 
 // fold appends s to dst in the form that everything compares: lower case,

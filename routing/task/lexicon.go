@@ -84,9 +84,8 @@ func (l *lexicon) add(phrase string, c uint8) {
 	}
 	at := &l.first[phrase[0]]
 	var n int32
-	for i := 0; i < len(phrase); i++ {
-		for n = *at; n != 0 && l.nodes[n].b != phrase[i]; n = l.nodes[n].next {
-		}
+	for i := range len(phrase) {
+		n = l.sibling(*at, phrase[i])
 		if n == 0 {
 			n = int32(len(l.nodes))
 			l.nodes = append(l.nodes, node{b: phrase[i], next: *at})
@@ -114,13 +113,20 @@ func (l *lexicon) link(prefix string, n int32) {
 
 func (l *lexicon) walk(prefix string) int32 {
 	n := int32(0)
-	for i := 0; i < len(prefix); i++ {
+	for i := range len(prefix) {
 		at := l.first[prefix[0]]
 		if i > 0 {
 			at = l.nodes[n].child
 		}
-		for n = at; n != 0 && l.nodes[n].b != prefix[i]; n = l.nodes[n].next {
-		}
+		n = l.sibling(at, prefix[i])
+	}
+	return n
+}
+
+// sibling finds the node of byte b in a list, 0 if there is none.
+func (l *lexicon) sibling(n int32, b byte) int32 {
+	for n != 0 && l.nodes[n].b != b {
+		n = l.nodes[n].next
 	}
 	return n
 }

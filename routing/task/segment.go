@@ -14,14 +14,11 @@ import (
 // fence or a tag is free and one in the middle of a paragraph is not.
 
 const (
-	scored     = 3000 // bytes at either end of a message whose lines are scored
-	middle     = -0.6 // score of a line further in
 	forcedDoc  = -6
 	forcedAsk  = 6
-	longLine   = 320  // a longer line is cut into its sentences
-	edgeLine   = 60   // the same for the first and the last line
-	inlineDoc  = -1.5 // the least a sentence may score that shares its line with the one before
-	headJoined = 1.2  // price of a cut where no boundary shows
+	longLine   = 320 // a longer line is cut into its sentences
+	edgeLine   = 60  // the same for the first and the last line
+	headJoined = 1.2 // price of a cut where no boundary shows
 	tailJoined = 2.2
 	floorOpen  = 0.2 // what an ask must be worth
 	floorTold  = 1.5 // the same where the system prompt already says the task
@@ -57,7 +54,9 @@ const (
 )
 
 type line struct {
-	start, end int // in the message, without the newline
+	best       float32 // worth of the best head that ends before this line
+	bestAt     int     // and where it ends
+	start, end int     // in the message, without the newline
 	cues       uint32
 	words      int
 	score      float32
@@ -153,7 +152,9 @@ func (s *scratch) sentences(text string, a, b, size int, gap bool) {
 		}
 		s.line(text, a, cut, gap, inline)
 		gap, inline = false, true
-		for a = cut; a < b && text[a] == ' '; a++ {
+		a = cut
+		for a < b && text[a] == ' ' {
+			a++
 		}
 	}
 	if a < b {
@@ -283,32 +284,63 @@ func speaker(t string) bool {
 }
 
 // labels are the words by which people announce a pasted document.
-const labels = "|cv|resume|résumé|lebenslauf|curriculum|curriculum vitae|profile|profil|candidate|candidate cv|candidate resume|candidate profile|applicant|kandidat|bewerber|" +
-	"jd|job|job description|job ad|job posting|posting|vacancy|role|position|stelle|stellenanzeige|stellenbeschreibung|offre|offre d'emploi|annonce|oferta|oferta de empleo|annuncio|vacature|ogłoszenie|vaga|" +
-	"transcript|interview transcript|call transcript|notes|interview notes|feedback|panel feedback|notizen|data|input|document|doc|text|context|content|source|attachment|attached|email|e-mail|mail|message|thread|" +
-	"cv text|resume text|jd text|the cv|the resume|the jd|the ad|the posting|his cv|her cv|begin cv|begin resume|begin document|csv|json|results|scores|requirements|application|cover letter|ad|advert|" +
-	"简历|职位描述|履歴書|求人|السيرة الذاتية|الوصف الوظيفي|"
+var labels = map[string]bool{ //nolint:gochecknoglobals // compiled table
+	"cv": true, "resume": true, "résumé": true, "lebenslauf": true, "curriculum": true, "curriculum vitae": true, "profile": true, "profil": true, "candidate": true,
+	"candidate cv": true, "candidate resume": true, "candidate profile": true, "applicant": true, "kandidat": true, "bewerber": true, "jd": true, "job": true,
+	"job description": true, "job ad": true, "job posting": true, "posting": true, "vacancy": true, "role": true, "position": true, "stelle": true, "stellenanzeige": true,
+	"stellenbeschreibung": true, "offre": true, "offre d'emploi": true, "annonce": true, "oferta": true, "oferta de empleo": true, "annuncio": true, "vacature": true,
+	"ogłoszenie": true, "vaga": true, "transcript": true, "interview transcript": true, "call transcript": true, "notes": true, "interview notes": true, "feedback": true,
+	"panel feedback": true, "notizen": true, "data": true, "input": true, "document": true, "doc": true, "text": true, "context": true, "content": true, "source": true,
+	"attachment": true, "attached": true, "email": true, "e-mail": true, "mail": true, "message": true, "thread": true, "cv text": true, "resume text": true,
+	"jd text": true, "the cv": true, "the resume": true, "the jd": true, "the ad": true, "the posting": true, "his cv": true, "her cv": true, "begin cv": true,
+	"begin resume": true, "begin document": true, "csv": true, "json": true, "results": true, "scores": true, "requirements": true, "application": true,
+	"cover letter": true, "ad": true, "advert": true, "简历": true, "职位描述": true, "履歴書": true, "求人": true, "السيرة الذاتية": true, "الوصف الوظيفي": true,
+}
 
+// label reports whether a line announces a document: a known word, set off as
+// a heading or by a colon.
 func label(t string) bool {
 	if len(t) > 60 {
 		return false
 	}
 	u := strings.Trim(t, "#*=-_ :<>[]()\"'`~")
 	marked := len(u) < len(t)
+	if i := strings.IndexAny(u, "([:"); i > 0 {
+		u = u[:i]
+	}
 	u = strings.TrimRight(u, " 0123456789#")
-	if u == "" || !marked && u != strings.ToUpper(u) {
+	var b [32]byte
+	if u == "" || len(u) > len(b) {
 		return false
 	}
-	if i := strings.IndexAny(u, "([:"); i > 0 {
-		u = strings.TrimRight(u[:i], " ")
+	upper := true
+	for i := range len(u) {
+		b[i] = u[i]
+		switch {
+		case u[i] >= 'A' && u[i] <= 'Z':
+			b[i] |= 0x20
+		case u[i] >= 'a' && u[i] <= 'z':
+			upper = false
+		}
 	}
-	return strings.Contains(labels, "|"+strings.ToLower(u)+"|")
+	return (marked || upper) && labels[string(b[:len(u)])]
 }
 
 // structure marks what fences, tags and markers say outright.
 func (s *scratch) structure(text string) {
+	if wrapped(text) {
+		end := strings.Index(text, "</context>")
+		j := 0
+		for j < len(s.lines) && s.lines[j].start <= end {
+			j++
+		}
+		s.fix(0, j, forcedDoc, true)
+	}
 	for i := 0; i < len(s.lines); i++ {
 		l := &s.lines[i]
+		if l.fixed {
+			continue
+		}
 		t := text[l.start:l.end]
 		if strings.HasPrefix(t, "```") || strings.HasPrefix(t, "~~~") || strings.HasPrefix(t, `"""`) {
 			mark := t[:3]
@@ -437,37 +469,36 @@ func (s *scratch) cut(floor float32) {
 	if n == 0 {
 		return
 	}
+	// lines[k].best is the best head among the first k+1 lines.
 	head, inHead, sum := 0, float32(0), float32(0)
-	for i := 1; i <= n; i++ {
+	for i := 1; i < n; i++ {
 		sum += s.lines[i-1].score
-		v := sum
-		if i < n {
-			v -= s.price(i, headJoined)
-		}
-		if v > inHead {
+		if v := sum - s.price(i, headJoined); v > inHead {
 			head, inHead = i, v
 		}
+		s.lines[i].best, s.lines[i].bestAt = inHead, head
 	}
+	whole := sum + s.lines[n-1].score
+	total := inHead
 	tail, inTail := n, float32(0)
 	sum = 0
-	for j := n - 1; j >= head; j-- {
+	for j := n - 1; j > 0; j-- {
 		sum += s.lines[j].score
-		v := sum
-		if j > head {
-			v -= s.price(j, tailJoined)
+		v := sum - s.price(j, tailJoined)
+		if v+s.lines[j].best > total && v > 0 {
+			total, tail, inTail = v+s.lines[j].best, j, v
+			head, inHead = s.lines[j].bestAt, s.lines[j].best
 		}
-		if v > inTail {
-			tail, inTail = j, v
-		}
+	}
+	if whole >= total && whole >= floor {
+		s.region(0, n, true, false)
+		return
 	}
 	if inHead < floor || tail < n && inHead < inTail && inHead < bothPrice {
 		head = 0
 	}
 	if inTail < floor || head > 0 && inTail < bothPrice {
 		tail = n
-	}
-	if tail == head {
-		head, tail = n, n
 	}
 	s.region(0, head, true, false)
 	s.region(head, tail, false, false)

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-
 	"tenure/routing/task"
 )
 
@@ -149,7 +148,10 @@ func (c *Corpus) Compose() []Request {
 			out = append(out, m.later(m.request(a, a.Text, nil, "alone")), m.later(m.request(a, m.noise(a.Text), nil, "alone")))
 			continue
 		}
-		out = append(out, m.request(a, a.Text, nil, "alone"))
+		// What goes with a document is seldom asked without one.
+		if len(a.Docs) == 0 || m.rng.IntN(5) == 0 {
+			out = append(out, m.request(a, a.Text, nil, "alone"))
+		}
 		if m.rng.IntN(3) == 0 {
 			out = append(out, m.later(m.request(a, a.Text, nil, "alone")))
 		}
@@ -270,7 +272,7 @@ var intros = []string{ //nolint:gochecknoglobals // compiled table
 
 // thumbs is how words are typed on telephones.
 var thumbs = map[string]string{ //nolint:gochecknoglobals // compiled table
-	"you": "u", "your": "ur", "please": "pls", "for": "4", "to": "2", "are": "r", "and": "n", "with": "w/", "about": "abt", "what": "wat", "the": "teh", "because": "cuz", "don't": "dont", "message": "msg",
+	"you": "u", "your": "ur", "please": "pls", "for": "4", "to": "2", "are": "r", "and": "n", "with": "w/", "about": "abt", "what": "wat", "because": "cuz", "don't": "dont", "message": "msg",
 	"this": "dis", "that": "dat", "people": "ppl", "does": "dose", "their": "there", "there": "their", "candidate": "cand", "resume": "resum", "email": "emial", "just": "jst", "could": "cud", "would": "wud", "thanks": "thx", "give": "giv", "have": "hav",
 }
 
@@ -326,7 +328,7 @@ func (m *composer) several(asks []Ask) []Request {
 		}
 	}
 	var out []Request
-	for i, a := range short {
+	for _, a := range short {
 		m.seed(a.ID + "+")
 		for range 2 {
 			b := short[m.rng.IntN(len(short))]
@@ -358,7 +360,6 @@ func (m *composer) several(asks []Ask) []Request {
 			r := m.request(j, text, docs, place)
 			r.Slice = "several"
 			out = append(out, r)
-			_ = i
 		}
 	}
 	return out

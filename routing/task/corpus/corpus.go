@@ -15,7 +15,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-
 	"tenure/routing/task"
 )
 

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-
 	"tenure/routing/task"
 )
 
@@ -64,13 +63,13 @@ func content(raw json.RawMessage) (string, error) {
 	if err := json.Unmarshal(raw, &parts); err != nil {
 		return "", fmt.Errorf("content: %w", err)
 	}
-	for i, p := range parts {
-		if i > 0 && p.Text != "" {
-			text += "\n\n"
+	var texts []string
+	for _, p := range parts {
+		if p.Text != "" {
+			texts = append(texts, p.Text)
 		}
-		text += p.Text
 	}
-	return text, nil
+	return strings.Join(texts, "\n\n"), nil
 }
 
 // Count is right answers out of N.

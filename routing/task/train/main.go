@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"slices"
-
 	"tenure/routing/task"
 	"tenure/routing/task/corpus"
 	"tenure/routing/task/eval"

@@ -1,0 +1,116 @@
+package task
+
+const (
+	askLean   = 0.7  // asks are rarer than lines of documents, and losing one is worse
+	lineCap   = 4    // the most a line may say
+	scored    = 3000 // bytes at either end of a message whose lines are scored
+	middle    = -0.6 // score of a line further in
+	inlineDoc = -1.5 // the least of a sentence that shares its line with the one before
+)
+
+// rate scores the lines that structure has not settled.
+func (d *Detector) rate(s *scratch, text string) {
+	n := len(text)
+	for i := range s.lines {
+		l := &s.lines[i]
+		switch {
+		case l.fixed:
+		case !s.near(i, n):
+			l.score = middle
+		default:
+			d.lineText(s, text, i)
+			s.lineFeatures(&s.feat, i)
+			var z [1]float32
+			d.w.line.logits(&s.feat, z[:])
+			l.score = max(-lineCap, min(lineCap, z[0]+askLean))
+			if l.inline {
+				l.score = max(l.score, inlineDoc)
+			}
+		}
+	}
+}
+
+// near reports whether line i is close enough to an end to be scored.
+func (s *scratch) near(i, n int) bool {
+	return s.lines[i].start <= scored || s.lines[i].end >= n-scored
+}
+
+func (d *Detector) lineText(s *scratch, text string, i int) {
+	l := &s.lines[i]
+	s.text, s.at = fold(s.text[:0], s.at[:0], text[l.start:min(l.end, l.start+longLine)], l.start)
+	d.concepts(s)
+}
+
+// distrust takes back asks that talk to a machine over the reader's head: a
+// document that ends in "ignore previous instructions" does not get a say. Text
+// that is nothing but ask is left alone, for its author may say what he likes.
+func (d *Detector) distrust(s *scratch, text string) {
+	s.injected = false
+	docs := false
+	for _, g := range s.regions {
+		docs = docs || !g.ask
+	}
+	if !docs {
+		return
+	}
+	if n := len(s.regions) - 1; n > 0 && s.regions[0].ask && s.regions[n].joined {
+		s.regions[n].ask = false
+	}
+	good := 0
+	for n := range s.regions {
+		if g := &s.regions[n]; g.ask {
+			good += d.suspect(s, text, g)
+		}
+	}
+	for n := range s.regions {
+		g := &s.regions[n]
+		if !g.ask {
+			continue
+		}
+		a, b := g.lines[0], g.lines[1]
+		bad := func(i int) bool { return s.lines[i].suspect == 2 || s.lines[i].suspect == 1 && good > 0 }
+		for a < b && bad(a) {
+			a++
+			s.injected = true
+		}
+		for b > a && bad(b-1) {
+			b--
+			s.injected = true
+		}
+		if a == b {
+			g.ask = false
+			continue
+		}
+		g.lines = [2]int{a, b}
+		g.start, g.end = s.lines[a].start, s.lines[b-1].end
+	}
+}
+
+// suspect marks the lines of an ask that talk to a machine, whole paragraphs at
+// a time, and counts those that do not.
+func (d *Detector) suspect(s *scratch, text string, g *region) int {
+	for i := g.lines[0]; i < g.lines[1]; i++ {
+		l := &s.lines[i]
+		d.lineText(s, text, i)
+		l.suspect = 0
+		switch found := s.pos | s.neg; {
+		case found.has(d.override):
+			l.suspect = 2
+		case found.has(d.vocative):
+			l.suspect = 1
+		}
+		if i > g.lines[0] && !l.gap {
+			l.suspect = max(l.suspect, s.lines[i-1].suspect)
+		}
+	}
+	good := 0
+	for i := g.lines[1] - 1; i >= g.lines[0]; i-- {
+		if i+1 < g.lines[1] && !s.lines[i+1].gap {
+			s.lines[i].suspect = max(s.lines[i].suspect, s.lines[i+1].suspect)
+		}
+		if s.lines[i].suspect == 0 {
+			good++
+		}
+	}
+	return good
+}
