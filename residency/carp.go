@@ -374,8 +374,8 @@ func (p CARP) hot(s *Seat) bool { return s.Gap > 0 && s.Gap < min(s.LoadTime, p.
 // prefetch loads what declared workflows need next over an idle model that is
 // needed later.
 func (p CARP) prefetch(v *View) Plan {
-	if v.Mistrust {
-		return Plan{}
+	if v.Mistrust || v.Waiting[Interactive]+v.Waiting[Batch] > 0 {
+		return Plan{} // who waits already is surer than who will come
 	}
 	best := Plan{}
 	var soonest time.Time

@@ -80,9 +80,10 @@ type rule struct {
 }
 
 // PlanBatch simulates a portfolio of rules with expected times and keeps the
-// one with the least makespan, a load weighing .2 s and a second of median
-// completion .05 s. Execution stays with the online policy, which
-// corrects itself: a plan is a window and an expectation, no timetable.
+// one with the least makespan, where a load counts .2 s and a second of median
+// completion .1 s: results that come soon are worth a little time. Execution
+// stays with the online policy, which corrects itself: a plan is a window and
+// an expectation, no timetable.
 func PlanBatch(b Batch) (Plan, error) {
 	if b.Physics == (Physics{}) {
 		b.Physics = BasePhysics()
@@ -115,7 +116,7 @@ func PlanBatch(b Batch) (Plan, error) {
 				return Plan{}, err
 			}
 			tried++
-			s := p.Makespan.Seconds() + .2*float64(p.Loads) + .05*medianOf(p.Chains)
+			s := p.Makespan.Seconds() + .2*float64(p.Loads) + .1*medianOf(p.Chains)
 			if tried == 1 || s < score {
 				best, score = p, s
 			}
