@@ -62,8 +62,8 @@ func TestE2E(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := &rig{texts: texts, back: backend.start(t, root), simulated: backend.name == "simulated"}
-			r.startTenure(t, bin)
+			r := &rig{bin: bin, texts: texts, back: backend.start(t, root), simulated: backend.name == "simulated"}
+			r.start(t)
 			// In this order: they share one tenure and its books.
 			for _, step := range []struct {
 				name string
@@ -83,6 +83,7 @@ func TestE2E(t *testing.T) {
 				{"killed", r.killed},
 				{"books", r.books},
 				{"stop", r.stop},
+				{"started again", r.startedAgain},
 			} {
 				if !t.Run(step.name, step.run) {
 					t.Fatal("the steps after this one would tell nothing")
@@ -157,6 +158,7 @@ func startReal(t *testing.T, root string) *ollamaBackend {
 
 // rig is a tenure process before a backend.
 type rig struct {
+	bin       string
 	texts     map[string]string
 	back      *ollamaBackend
 	simulated bool
@@ -166,17 +168,21 @@ type rig struct {
 	log        string // its standard error
 	api, admin string // base URLs
 	client     *openai.Client
+
+	crash int // moves of the backend before it was killed
 }
 
-func (r *rig) startTenure(t *testing.T, bin string) {
+// start starts tenure, which ends with t at the latest.
+func (r *rig) start(t *testing.T) {
 	t.Helper()
+	r.api, r.admin = "", ""
 	r.log = filepath.Join(t.ArtifactDir(), "tenure.log")
 	stderr, err := os.Create(r.log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stderr.Close() // the process has its own
-	r.cmd = exec.Command(bin, "serve")
+	r.cmd = exec.Command(r.bin, "serve")
 	r.cmd.Env = []string{
 		"OLLAMA_HOST=" + r.back.url.Host, "MAX_CONCURRENT_MODELS=3", "TENURE_LOG_LEVEL=debug",
 		"TENURE_LISTEN=127.0.0.1:0", "TENURE_ADMIN_LISTEN=127.0.0.1:0",
@@ -654,7 +660,6 @@ func (r *rig) killed(t *testing.T) {
 	}
 	resp := ask()
 	defer resp.Body.Close()
-	var before []ollamasim.Move // the crash
 	var tail []string
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
@@ -663,7 +668,7 @@ func (r *rig) killed(t *testing.T) {
 		}
 		if len(tail) == 5 {
 			r.back.kill()
-			before = r.moves()
+			r.crash = len(r.moves())
 		}
 	}
 	last := tail[len(tail)-1]
@@ -699,8 +704,8 @@ func (r *rig) killed(t *testing.T) {
 	if err != nil || !strings.HasSuffix(strings.TrimSpace(string(whole)), "data: [DONE]") {
 		t.Errorf("asked again: %v, want a whole answer", err)
 	}
-	if got := len(r.moves()) - len(before); got != 3 {
-		t.Errorf("%d moves since the crash, want three loads: %v", got, r.moves()[len(before):])
+	if got := r.moves()[r.crash:]; len(got) != 3 {
+		t.Errorf("since the crash %v, want three loads", got)
 	}
 }
 
@@ -767,6 +772,9 @@ func (r *rig) books(t *testing.T) {
 	if loads := sum("tenure_model_loads_total"); int(loads) != r.count()[ollamasim.Load] {
 		t.Errorf("/metrics tells of %v loads, Ollama did %d", loads, r.count()[ollamasim.Load])
 	}
+	if n := r.state(t).Residency.Counters.Unsound; n != 0 {
+		t.Errorf("the policy made %d unsound plans", n)
+	}
 	log, err := os.ReadFile(r.log)
 	if err != nil {
 		t.Fatal(err)
@@ -781,8 +789,32 @@ func (r *rig) books(t *testing.T) {
 	}
 }
 
+// A new tenure finds what the last one left: it keeps what it would load
+// anyway and clears away the rest.
+func (r *rig) startedAgain(t *testing.T) {
+	loaded := make(map[string]bool)
+	for _, m := range r.moves()[r.crash:] {
+		loaded[m.Model] = m.What == ollamasim.Load
+	}
+	if !loaded["llama3:latest"] {
+		t.Fatalf("llama3 was to be left behind: %v", r.moves())
+	}
+	before := len(r.moves())
+	r.start(t)
+	eventually(t, "preload", func() bool { return slices.Equal(r.ready(t), []string{"deepseek-llm:7b", "mistral", "phi3:mini"}) })
+	for _, m := range r.moves()[before:] {
+		if m.What == ollamasim.Evict || m.What == ollamasim.Load && loaded[m.Model] || m.What == ollamasim.Unload && m.Model != "llama3:latest" {
+			t.Errorf("%s of %s, want llama3 unloaded and the missing one loaded: %v", m.What, m.Model, r.moves()[before:])
+		}
+	}
+	if foreign := r.state(t).Residency.Foreign; len(foreign) != 0 {
+		t.Errorf("foreign models: %v", foreign)
+	}
+}
+
 // Told to stop, tenure finishes what streams and exits in peace.
 func (r *rig) stop(t *testing.T) {
+	r.chat(t, request("llama3", "You will be left behind."))
 	stream := r.long(t, t.Context(), "Write while I stop you.")
 	defer stream.Close()
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {

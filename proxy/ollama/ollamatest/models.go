@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // generated is a model of the catalog, as it is made up here.
@@ -114,6 +115,12 @@ func Prepare(ctx context.Context, root string) (models string, err error) {
 		stamp.Write(files[g.name])
 		stamp.Write([]byte(g.modelfile("")))
 	}
+	// Test programs run side by side; one of them makes the models.
+	unlock, err := lock(filepath.Join(cache(root), "models.lock"))
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
 	models = filepath.Join(cache(root), "models")
 	ready := filepath.Join(models, "ready")
 	want := hex.EncodeToString(stamp.Sum(nil))
@@ -129,6 +136,21 @@ func Prepare(ctx context.Context, root string) (models string, err error) {
 		return "", err
 	}
 	return models, os.WriteFile(ready, []byte(want), 0o600)
+}
+
+// lock waits until no other process holds the file.
+func lock(path string) (unlock func() error, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f.Close, nil
 }
 
 // create has a server of its own take the files in.
