@@ -35,7 +35,7 @@ type target struct {
 func TestSimulated(t *testing.T) {
 	conform(t, func(t *testing.T) target {
 		t.Helper()
-		sim := ollamasim.New(ollamasim.Config{NoGPU: true, Speed: 20})
+		sim := ollamasim.New(ollamasim.Config{NoGPU: true, Speed: 100})
 		srv := httptest.NewServer(sim)
 		t.Cleanup(srv.Close)
 		base, err := url.Parse(srv.URL)
@@ -125,6 +125,9 @@ func exchanges() []exchange {
 		{name: "strange format", path: "/api/chat", body: `{"model":"phi3:mini","format":"xml",` + greets + `}`, status: 500, text: `invalid format: "\"xml\""; expected "json" or a valid JSON Schema object`},
 		{name: "wrong schema", path: "/api/chat", body: `{"model":"phi3:mini","format":{"type":"wish"},` + greets + `}`, status: 500, text: "invalid JSON schema in format"},
 		{name: "schema", path: "/api/chat", body: `{"model":"phi3:mini","stream":false,"format":{"type":"object","required":["fit"],"properties":{"fit":{"enum":["yes"]}}},` + greets + `}`, text: `yes`, first: message, reason: "stop"},
+		{name: "stop string", path: "/api/chat", body: `{"model":"phi3:mini","stream":false,"format":{"enum":["alpha beta"]},"options":{"stop":["beta"]},` + greets + `}`, text: `"content":"\"alpha "`, first: message, reason: "stop"},
+		{name: "any JSON", path: "/api/chat", body: `{"model":"phi3:mini","stream":false,"format":"json","options":{"num_predict":50},` + greets + `}`, first: message, reason: "*"},
+		{name: "tools nobody asked for", path: "/api/generate", body: `{"model":"phi3:mini","tools":[{"type":"function","function":{"name":"f"}}],"prompt":"Hello","stream":false}`, first: whole, reason: "*"},
 		{name: "embed", path: "/api/embed", body: `{"model":"phi3:mini","input":["a","b"],"dimensions":3}`, first: "embeddings load_duration model prompt_eval_count total_duration"},
 		{name: "embed a number", path: "/api/embed", body: `{"model":"phi3:mini","input":1}`, status: 400, text: "invalid input type"},
 		{name: "embed numbers", path: "/api/embed", body: `{"model":"phi3:mini","input":[1]}`, status: 400, text: "invalid input type"},
