@@ -24,6 +24,8 @@ type Catalog struct {
 	Models    []Model             // in the order of the file
 	Tasks     []Task              // in the order of the file
 	Workflows map[string][]string // name: its tasks in order
+
+	detect func(task.Input) task.Result // as the catalog's phrases and examples adapt it
 }
 
 // Model is one model of the catalog, or one found on the server.
@@ -49,6 +51,9 @@ type Task struct {
 	Expect      [2]time.Duration
 	PerMinute   [2]float64
 	Batch       int
+	Phrases     []string // what its users say; a trailing * admits every ending
+	Examples    []string // asks that are for this task
+	Threshold   *float64 // below this probability recruit-auto answers general; nil: the trained one
 }
 
 // Builtin returns the catalog that ships with the program.
@@ -80,6 +85,9 @@ type (
 		Expect      []string  `yaml:"expect"`
 		PerMinute   []float64 `yaml:"per_minute"`
 		Batch       int       `yaml:"batch"`
+		Phrases     []string  `yaml:"phrases"`
+		Examples    []string  `yaml:"examples"`
+		Threshold   *float64  `yaml:"threshold"`
 	}
 )
 
@@ -132,6 +140,7 @@ func (p *catalogParser) file(body ast.Node) {
 	if _, ok := p.catalog.task(task.General); !ok {
 		p.problem(sections["tasks"], "the task %s is needed: it serves what is none of the others", task.General)
 	}
+	p.adapt(sections["tasks"])
 	if sections["workflows"] == nil {
 		return
 	}
@@ -172,13 +181,14 @@ func (p *catalogParser) model(key, value ast.Node) {
 
 func (p *catalogParser) task(key, value ast.Node) {
 	e := taskEntry{CacheTTL: "0s"}
-	if !p.entry(key, value, &e, "model", "fallback", "max_tokens", "temperature", "cache_ttl", "keep_sampled", "expect", "per_minute", "batch") {
+	if !p.entry(key, value, &e, "model", "fallback", "max_tokens", "temperature", "cache_ttl", "keep_sampled", "expect", "per_minute", "batch",
+		"phrases", "examples", "threshold") {
 		return
 	}
 	t := Task{
 		Name: plain(key), Model: p.known(value, "model", e.Model), MaxTokens: e.MaxTokens,
 		Temperature: e.Temperature, CacheTTL: p.duration(value, "cache_ttl", e.CacheTTL),
-		KeepSampled: e.KeepSampled, Batch: e.Batch,
+		KeepSampled: e.KeepSampled, Batch: e.Batch, Phrases: e.Phrases, Examples: e.Examples, Threshold: e.Threshold,
 	}
 	for _, f := range e.Fallback {
 		t.Fallback = append(t.Fallback, p.known(value, "fallback", f))
@@ -191,6 +201,9 @@ func (p *catalogParser) task(key, value ast.Node) {
 	}
 	if t.Temperature != nil && (*t.Temperature < 0 || *t.Temperature > 2) {
 		p.problem(at(value, "temperature"), "temperature is %g: 0 to 2 is allowed", *t.Temperature)
+	}
+	if t.Threshold != nil && (*t.Threshold < 0 || *t.Threshold > 1) {
+		p.problem(at(value, "threshold"), "threshold is %g: a probability from 0 to 1 is allowed", *t.Threshold)
 	}
 	if t.Batch < 0 {
 		p.problem(at(value, "batch"), "batch is %d: 0 or more is allowed", t.Batch)
@@ -210,6 +223,40 @@ func (p *catalogParser) task(key, value ast.Node) {
 		}
 	}
 	p.catalog.Tasks = append(p.catalog.Tasks, t)
+}
+
+// adapt readies the detector for what the operator says of the tasks.
+func (p *catalogParser) adapt(section ast.Node) {
+	p.catalog.detect = task.Detect
+	if len(p.problems) > 0 {
+		return
+	}
+	a := task.Adaptation{Phrases: map[string][]string{}, Thresholds: map[string]float64{}}
+	trained := []string{task.ResumeParsing, task.BiasDetection, task.MatchingLogic, task.ScriptGeneration, task.ReportGeneration, task.General}
+	for _, t := range p.catalog.Tasks {
+		speaks := len(t.Phrases)+len(t.Examples) > 0
+		if speaks && !slices.Contains(trained, t.Name) {
+			a.Tasks = append(a.Tasks, t.Name)
+		}
+		if len(t.Phrases) > 0 {
+			a.Phrases[t.Name] = t.Phrases
+		}
+		for _, e := range t.Examples {
+			a.Examples = append(a.Examples, task.Text{Text: e, Label: t.Name})
+		}
+		if t.Threshold != nil {
+			a.Thresholds[t.Name] = *t.Threshold
+		}
+	}
+	if len(a.Phrases)+len(a.Examples)+len(a.Thresholds) == 0 {
+		return
+	}
+	d, err := task.New(a)
+	if err != nil {
+		p.problem(section, "%v", err)
+		return
+	}
+	p.catalog.detect = d.Detect
 }
 
 func (p *catalogParser) workflow(key, value ast.Node) {
@@ -309,6 +356,9 @@ func validTaskName(s string) bool {
 	}
 	return s != "" && s != "auto"
 }
+
+// Detect reads the task off a conversation, as this catalog adapts it.
+func (c *Catalog) Detect(in task.Input) task.Result { return c.detect(in) }
 
 func (c *Catalog) model(name string) (Model, bool) {
 	for _, m := range c.Models {

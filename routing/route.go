@@ -138,7 +138,7 @@ func (r *Router) Route(q Request) (Decision, error) {
 	case !isVirtual:
 		return r.own(q.Model)
 	case name == "":
-		found := task.Detect(q.Input)
+		found := r.catalog.Detect(q.Input)
 		return r.forTask(q.Model, Decision{
 			Task: found.Task, Confidence: found.Confidence, Cause: found.Cause, Detection: &found,
 		})

@@ -236,3 +236,42 @@ func BenchmarkRouteForced(b *testing.B) {
 		}
 	}
 }
+
+// An operator's phrases, examples and thresholds bend what recruit-auto reads,
+// and a task of their own is found by them.
+func TestCatalogAdaptsDetection(t *testing.T) {
+	const file = `models:
+  small: {tier: 0, memory: 1, num_ctx: 4096}
+tasks:
+  general: {model: small, max_tokens: 10}
+  resume_parsing: {model: small, max_tokens: 10, phrases: ["do the zumba"]}
+  visa_check: {model: small, max_tokens: 10, phrases: ["visa status", "work permit*"], examples: ["May this person work here?"]}
+  bias_detection: {model: small, max_tokens: 10, threshold: 1}
+`
+	c, err := ParseCatalog([]byte(file), short)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewRouter(c, short)
+	for text, want := range map[string]string{
+		"Please do the zumba on this one.":                                    "resume_parsing",
+		"Check the visa status and the work permits.":                         "visa_check",
+		"May this person work here?":                                          "visa_check",
+		"What is for lunch?":                                                  "general",
+		"Check this job ad for gender bias and exclusionary wording, please.": "general",
+	} {
+		d, err := r.Route(Request{Model: Auto, Input: task.Input{Messages: []task.Message{{Role: "user", Text: text}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Task != want {
+			t.Errorf("%q: got %s (%s, %.2f), want %s", text, d.Task, d.Cause, d.Confidence, want)
+		}
+	}
+	for _, bad := range []string{`phrases: ["!!!"]`, `examples: [" "]`, `threshold: 2`} {
+		_, err := ParseCatalog([]byte(strings.Replace(file, `phrases: ["do the zumba"]`, bad, 1)), short)
+		if err == nil || !strings.Contains(err.Error(), "line ") {
+			t.Errorf("%s: got %v, want an error with its line", bad, err)
+		}
+	}
+}

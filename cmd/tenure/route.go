@@ -17,17 +17,24 @@ import (
 	"tenure/proxy/wire"
 	"tenure/routing"
 	"tenure/routing/task"
+	"tenure/routing/task/eval"
 )
 
 func (p *program) routeCmd() *cobra.Command {
-	var asJSON bool
+	var (
+		asJSON   bool
+		labelled string
+	)
 	cmd := &cobra.Command{
 		Use:   "route [file]",
 		Short: "Tell which task and model a request would go to, and why",
 		Long: `Tell which task would be read from a request, which model would do it, and
 why. No model is called. The request is read from the file or from standard
 input: a JSON object is read as the body of a chat request, anything else as
-the one message of a user who asks for recruit-auto.`,
+the one message of a user who asks for recruit-auto.
+
+With --eval, labelled requests are routed instead, and what came of them is
+shown in tables: {"id","messages","label","lang","slice"}, one object a line.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := p.loadConfig()
@@ -37,6 +44,9 @@ the one message of a user who asks for recruit-auto.`,
 			catalog, err := loadCatalog(cfg.Catalog)
 			if err != nil {
 				return usageError{err}
+			}
+			if labelled != "" {
+				return evaluate(p.stdout, catalog, labelled)
 			}
 			q, err := readQuestion(cmd.InOrStdin(), args, cfg)
 			if err != nil {
@@ -53,7 +63,23 @@ the one message of a user who asks for recruit-auto.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what POST /v1/route answers")
+	cmd.Flags().StringVar(&labelled, "eval", "", "route the labelled requests of this file and show accuracy, confusion and calibration")
 	return cmd
+}
+
+// evaluate shows how well labelled requests are routed.
+func evaluate(w io.Writer, catalog *routing.Catalog, file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return usageError{err}
+	}
+	defer f.Close()
+	items, err := eval.Read(f)
+	if err != nil {
+		return usageError{fmt.Errorf("%s: %w", file, err)}
+	}
+	report := eval.Evaluate(catalog.Detect, items)
+	return report.WriteText(w)
 }
 
 func readQuestion(in io.Reader, args []string, cfg *config) (routing.Request, error) {
