@@ -155,11 +155,15 @@ func (d *Detector) Detect(in Input) Result {
 		}
 		q := probs{deferring: 1}
 		if d.read(s, in, i) {
-			q = d.score(s)
+			q = d.agreed(s, in.Messages[i].Text)
 			if s.x.docs == [8]int{} && p[general] > 0.99 {
 				q = q.alone()
 			}
-			q = q.tilt(p)
+			lean := float32(leanTurn)
+			if stood != "" && !asked {
+				lean = leanSystem
+			}
+			q = q.tilt(p, lean)
 		}
 		if i == last {
 			carried = q[deferring] > 0.5
@@ -335,6 +339,41 @@ func (d *Detector) read(s *scratch, in Input, m int) bool {
 	d.order(s)
 	return len(s.text) > 0
 }
+
+// agreed scores the ask. Where a message asks at both ends and the ends differ,
+// the head is believed: what stands behind a document is more often its last
+// paragraph, or an order that it brought along.
+func (d *Detector) agreed(s *scratch, text string) probs {
+	n := len(s.regions) - 1
+	if n < 1 || !s.regions[0].ask || !s.regions[n].ask {
+		return d.score(s)
+	}
+	var ends [2]probs
+	for i, g := range []*region{&s.regions[n], &s.regions[0]} {
+		s.text, s.at = s.text[:0], s.at[:0]
+		s.appendAsk(text, g.start, g.end)
+		d.concepts(s)
+		d.order(s)
+		ends[i] = d.score(s)
+	}
+	tail, head := ends[0].top(), ends[1].top()
+	if head != deferring && tail != deferring && head != tail && ends[1][head] > headSure {
+		return ends[1]
+	}
+	s.text, s.at = s.text[:0], s.at[:0]
+	for _, g := range s.regions {
+		if g.ask {
+			s.appendAsk(text, g.start, g.end)
+		}
+	}
+	d.concepts(s)
+	d.order(s)
+	return d.score(s)
+}
+
+// headSure is the probability from which the head of a message is believed
+// against its tail.
+const headSure = 0.6
 
 // appendAsk folds text[start:end] behind what s.text has; of a long one the
 // head and the tail.

@@ -1,5 +1,7 @@
 package task
 
+import "math/bits"
+
 // A feature is a hash; a model looks it up in a table of a power of two rows.
 // Features come in groups, and each group is scaled by its own size, so that a
 // long text has no louder voice than a short one and the few concepts are not
@@ -160,7 +162,8 @@ func (s *scratch) words(f *features, chars bool) {
 }
 
 // bones hashes a word by its first letter and the set of its other consonants,
-// which survive swapped, doubled and lost letters; 0 for short words.
+// which survive swapped, doubled and lost letters; 0 where there are fewer than
+// three of these.
 func bones(w []byte) uint32 {
 	if len(w) < 4 {
 		return 0
@@ -174,6 +177,9 @@ func bones(w []byte) uint32 {
 		default:
 			set |= 1 << (c - 'a')
 		}
+	}
+	if bits.OnesCount32(set) < 3 {
+		return 0
 	}
 	return (set<<5 ^ uint32(w[0])) * fnvPrime
 }

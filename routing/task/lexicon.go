@@ -31,6 +31,7 @@ type lexicon struct {
 	concepts []concept
 	nodes    []node
 	first    [256]int32
+	bones    map[uint32]uint8 // of the telling words, to know them misspelt
 }
 
 // maxConcepts is what fits the bit sets that scoring keeps.
@@ -38,7 +39,7 @@ const maxConcepts = 64
 
 // parseLexicon reads the format that lexicon.txt describes.
 func parseLexicon(text string, tasks []string) (*lexicon, error) {
-	l := &lexicon{nodes: make([]node, 1)} // 0 is no node
+	l := &lexicon{nodes: make([]node, 1), bones: map[uint32]uint8{}} // node 0 is none
 	for n, line := range strings.Split(text, "\n") {
 		switch {
 		case strings.TrimSpace(line) == "" || line[0] == '#':
@@ -48,6 +49,7 @@ func parseLexicon(text string, tasks []string) (*lexicon, error) {
 			}
 			for phrase := range strings.SplitSeq(line, ",") {
 				if phrase = strings.TrimSpace(phrase); phrase != "" {
+					l.skeleton(phrase, uint8(len(l.concepts)-1))
 					l.add(phrase, uint8(len(l.concepts)-1))
 				}
 			}
@@ -66,10 +68,32 @@ func parseLexicon(text string, tasks []string) (*lexicon, error) {
 			l.concepts = append(l.concepts, c)
 		}
 	}
+	for b, c := range l.bones {
+		if c == maxConcepts {
+			delete(l.bones, b)
+		}
+	}
 	if len(l.concepts) > maxConcepts {
 		return nil, fmt.Errorf("task: %d concepts, at most %d", len(l.concepts), maxConcepts)
 	}
 	return l, nil
+}
+
+// skeleton enters a single telling word by its bones, unless another concept
+// has the same.
+func (l *lexicon) skeleton(phrase string, c uint8) {
+	word := strings.TrimSuffix(phrase, "*")
+	if len(word) < 6 || slices.Max(append(l.concepts[c].prior, 0)) < 1.2 {
+		return
+	}
+	b := bones([]byte(word))
+	if b == 0 {
+		return
+	}
+	if was, ok := l.bones[b]; ok && was != c {
+		c = maxConcepts // ambiguous: nobody's
+	}
+	l.bones[b] = c
 }
 
 // add enters a folded phrase; a trailing * admits every ending.

@@ -24,6 +24,7 @@ func (d *Detector) concepts(s *scratch) {
 		for end < len(s.text) && s.text[end] > space {
 			end++
 		}
+		n := len(s.hits)
 		d.lex.find(s.text, i, func(c uint8, stop int) {
 			s.hits = append(s.hits, hit{concept: c, negated: denied > 0, start: int32(i), end: int32(stop)})
 			if denied > 0 {
@@ -32,6 +33,17 @@ func (d *Detector) concepts(s *scratch) {
 				s.pos |= 1 << c
 			}
 		})
+		if n == len(s.hits) && end-i >= 6 {
+			// Perhaps a known word, misspelt.
+			if c, ok := d.lex.bones[bones(s.text[i:end])]; ok {
+				s.hits = append(s.hits, hit{concept: c, negated: denied > 0, start: int32(i), end: int32(end)})
+				if denied > 0 {
+					s.neg |= 1 << c
+				} else {
+					s.pos |= 1 << c
+				}
+			}
+		}
 		if denied > 0 {
 			denied--
 		}
@@ -116,12 +128,16 @@ func (p *probs) second() int {
 	return best
 }
 
-// lean is how far an unclear ask leans towards what stands already.
-const lean = 3
+// How far an unclear ask leans towards what stands already: much towards a task
+// that the system prompt states, for then the user's text is mostly data.
+const (
+	leanTurn   = 3
+	leanSystem = 7
+)
 
 // tilt leans an ask towards what stands already: the system prompt's task, or
 // that of the turn before. A clear ask does not notice.
-func (p probs) tilt(to probs) probs {
+func (p probs) tilt(to probs, lean float32) probs {
 	var sum float32
 	for k := range p {
 		if k != general {

@@ -20,6 +20,7 @@ const (
 	edgeLine   = 60  // the same for the first and the last line
 	headJoined = 1.2 // price of a cut where no boundary shows
 	tailJoined = 2.2
+	inlineMore = 0.8 // and more where the cut is inside a line
 	floorOpen  = 0.2 // what an ask must be worth
 	floorTold  = 1.5 // the same where the system prompt already says the task
 	bothPrice  = 2.5 // what the weaker of two asks must be worth
@@ -516,6 +517,9 @@ func (s *scratch) region(i, j int, ask, tail bool) {
 
 func (s *scratch) price(i int, joined float32) float32 {
 	l, p := &s.lines[i], &s.lines[i-1]
+	if l.inline {
+		return joined + inlineMore
+	}
 	if l.gap || p.cues&(cueLabel|cueColon|cueRule) != 0 || l.cues&cueLabel != 0 {
 		return 0
 	}

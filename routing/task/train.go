@@ -13,6 +13,7 @@ type Sample struct {
 	Label string // a task, or Defer
 	Asks  []Span // the asked bytes of the newest user message; nil if not known
 	Fold  int    // 0 or 1: which half of the documents it was composed with
+	Plain bool   // the ask is as it was written: not misspelt, not joined with another
 }
 
 // Text is a labelled text: a system prompt with the task it states (or Defer
@@ -129,7 +130,6 @@ func train(c Corpus) (*Detector, error) {
 		s.askFeatures(&s.feat, facts{})
 		systems = append(systems, s.feat.row(k))
 	}
-	d.w.system = fit(systems, classes, systemBits, l, 20, 2)
 
 	for _, x := range c.Samples {
 		m, ok := newest(x.Input)
@@ -183,11 +183,17 @@ func train(c Corpus) (*Detector, error) {
 			// Learn from the ask as it was written, not from what the cut took
 			// for it: its mistakes are no lesson about asks.
 			d.told(s, x.Messages[m].Text, x.Asks)
+			if k <= general && x.Plain {
+				// What people ask and what system prompts state is one language.
+				s.askFeatures(&s.feat, facts{})
+				systems = append(systems, s.feat.row(k))
+			}
 		}
 		s.askFeatures(&s.feat, s.x)
 		asks = append(asks, s.feat.row(k))
 		asks[len(asks)-1].fold = x.Fold & 1
 	}
+	d.w.system = fit(systems, classes, systemBits, l, 12, 2)
 	d.w.temperature = temper(asks, l)
 	d.w.ask = fit(asks, classes, askBits, l, askEpochs, 4)
 	return d, nil
@@ -253,7 +259,9 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 	rng := rand.New(rand.NewPCG(seed, 20))
 	var tmp row
 	z, p := make([]float64, classes), make([]float64, classes)
-	for range epochs {
+	// The mean of the later epochs is steadier than the last of them.
+	mean := make([]float32, len(w))
+	for epoch := range epochs {
 		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, i := range order {
 			r := &rows[i]
@@ -300,7 +308,13 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 				}
 			}
 		}
+		if epoch >= epochs/2 {
+			for i, x := range w {
+				mean[i] += float32(x / float32(epochs-epochs/2))
+			}
+		}
 	}
+	w = mean
 	m := linear{bits: bits, classes: classes, bias: bias, w: make([]int8, len(w))}
 	var most float32
 	for _, x := range w {

@@ -192,6 +192,9 @@ func (c *Corpus) Compose() []Request {
 		for range 4 {
 			bare(m.excerpt(m.excerpt(text)))
 		}
+		// Announcing a document asks for nothing either.
+		open := intros[m.rng.IntN(len(intros))]
+		out = append(out, Request{ID: d.ID, Sample: task.Sample{Label: task.Defer, Fold: m.fold, Asks: []task.Span{{End: len(open)}}, Input: one(open + "\n\n" + text)}})
 	}
 	for _, v := range c.Conversations {
 		r := v.Request()
@@ -228,7 +231,7 @@ func one(text string) task.Input {
 }
 
 func (m *composer) request(a Ask, text string, docs []string, place string) Request {
-	r := Request{ID: a.ID, Flags: a.Flags, Sample: task.Sample{Label: a.Label, Fold: m.fold}, Slice: place, Lang: a.Lang}
+	r := Request{ID: a.ID, Flags: a.Flags, Sample: task.Sample{Label: a.Label, Fold: m.fold, Plain: text == a.Text && place == "after"}, Slice: place, Lang: a.Lang}
 	if text != a.Text {
 		r.Slice += " misspelt"
 	}
