@@ -24,7 +24,7 @@ const (
 
 // Kinds lists every Kind.
 func Kinds() []Kind {
-	return []Kind{Refuse, QueueFull, HangFirst, HangMid, CutMid, ErrorLine, NoDone, CrashMid, SlowLoad, FailLoad}
+	return []Kind{Refuse, QueueFull, HangFirst, HangMid, CutMid, ErrorLine, NoDone, CrashMid, SlowLoad, FailLoad, Wedge, DeadRunner}
 }
 
 // Fault goes wrong for the requests it fits.

@@ -211,6 +211,7 @@ func (s *Sim) serve(w http.ResponseWriter, r *http.Request, j job, verb string) 
 		if r := s.loaded[m]; r != nil {
 			s.expireLocked(r)
 		}
+		s.unwedgeLocked(m)
 		s.mu.Unlock()
 		reply(w, http.StatusOK, j.encode(piece{done: true, reason: "unload"}))
 		return
@@ -260,6 +261,9 @@ func (s *Sim) visit(w http.ResponseWriter, r *http.Request, v visit, do func(ctx
 	err := func() error {
 		if _, ok := s.hit(QueueFull, v.model.Name); ok {
 			return errBusy
+		}
+		if s.diesNow(v) {
+			return errRunner
 		}
 		run, err := s.acquire(ctx, v)
 		if err != nil {

@@ -232,6 +232,9 @@ func (s *Sim) acquire(ctx context.Context, v visit) (*runner, error) {
 		victim := s.victimLocked(v)
 		if victim == nil {
 			s.mu.Unlock()
+			if err := s.wedged(ctx, dead); err != nil {
+				return nil, err
+			}
 			return s.load(ctx, dead, v)
 		}
 		if victim.keep != 0 {
