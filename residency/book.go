@@ -236,12 +236,16 @@ func (b *Book) Drop(now time.Time, name string) (Effects, error) {
 		return b.fx, ErrClosed
 	}
 	i, ok := b.names[name]
-	if !ok || b.view.Seats[i].Phase == Absent {
+	if !ok {
 		return b.fx, ErrAbsent
 	}
 	s := &b.view.Seats[i]
 	if s.Model.Tier == T0 {
 		return b.fx, ErrPinned
+	}
+	if s.Phase == Absent {
+		s.Wanted = false // nor is it to come back
+		return b.fx, ErrAbsent
 	}
 	if b.move.on || s.Phase != Ready || !s.Idle() {
 		return b.fx, ErrBusy

@@ -110,11 +110,11 @@ func (b *Book) EstimateWait(m Model, c Class) time.Duration {
 	if b.view.fits(i, 0, 0) {
 		return wait + s.LoadTime
 	}
-	// Room must be made: a victim drains first, and one with a backlog is left
-	// in peace until MaxWait.
-	swap := s.LoadTime + service
+	// Room must be made: a victim that works drains first, and one with a
+	// backlog is left in peace until MaxWait.
+	swap := s.LoadTime
 	if b.view.Running > 0 {
-		swap += b.cfg.MaxWait / 4
+		swap += service + b.cfg.MaxWait/4
 	}
 	return wait + min(swap, b.cfg.MaxWait)
 }

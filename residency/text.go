@@ -12,6 +12,11 @@ func (p *Phase) UnmarshalText(text []byte) error {
 	return unmarshal(p, text, Absent, Loading, Ready, Closing, Unloading)
 }
 
+// UnmarshalText is the inverse of MarshalText, for who reads a Decision.
+func (r *Reason) UnmarshalText(text []byte) error {
+	return unmarshal(r, text, NoReason, Room, Idle, Rent, Overdue, Prefetch, Preloaded, Returned, Operator, Overcommit)
+}
+
 func unmarshal[T fmt.Stringer](into *T, text []byte, values ...T) error {
 	for _, v := range values {
 		if v.String() == string(text) {
