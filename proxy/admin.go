@@ -24,9 +24,10 @@ func (s *Server) Admin() http.Handler {
 		refuse(c, problem(nil, outcomeCaller, http.StatusMethodNotAllowed, "method_not_allowed", 0, c.Request.Method+" is not allowed here."))
 	})
 	s.health(g)
-	operator := g.Group("/", s.operatorOnly)
+	operator := g.Group("/", s.operatorOnly, s.changesOnly)
 	operator.GET("/admin/state", func(c *gin.Context) { c.JSON(http.StatusOK, s.State()) })
 	operator.GET("/metrics", gin.WrapH(promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{})))
+	s.operate(operator)
 	return g
 }
 
@@ -74,6 +75,8 @@ type State struct {
 	Draining  bool            `json:"draining"`
 	Ollama    OllamaState     `json:"ollama"`
 	Residency residency.State `json:"residency"`
+	Memory    MemoryState     `json:"memory"`
+	Trouble   string          `json:"trouble,omitempty"` // why the server is not ready though Ollama answers
 }
 
 // OllamaState is what was last seen of the server.
@@ -99,6 +102,7 @@ func (s *Server) State() State {
 		Version: s.cfg.Version, Started: s.started, Simulated: s.cfg.Simulated, Draining: s.draining.Load(),
 		Residency: s.residency.State(),
 	}
+	st.Memory, st.Trouble = s.memory(&st.Residency), s.watched.trouble()
 	b := &s.backend
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -73,6 +73,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 		return nil, err
 	}
 	x.decision, x.cause = d, d.Cause
+	unheeded := s.declare(x, chat, d.Task)
 	room, words := 0, leastTokens(chat)
 	for _, candidate := range d.Candidates {
 		facts := s.backend.facts(candidate.Digest)
@@ -81,6 +82,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 			continue // no more room than one that was too small
 		}
 		if words > model.Context {
+			s.measured.overflowed(model.Name)
 			room, x.cause = model.Context, routing.Context
 			continue
 		}
@@ -97,7 +99,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 		}
 		reader, outcome, age := s.cache.Do(s.cacheRequest(x, ep, &job, candidate.Digest, control), s.fill(&job))
 		x.outcome, x.cached = outcome, true
-		x.present(chat, candidate.Digest, chat.IgnoredFor(job.params), age)
+		x.present(chat, candidate.Digest, slices.Concat(chat.IgnoredFor(job.params), unheeded), age)
 		err := s.await(x, chat, reader)
 		if err == nil {
 			return reader, nil
@@ -106,6 +108,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 		if !overflow(err) {
 			return nil, err
 		}
+		s.measured.overflowed(model.Name)
 		room, x.cause = model.Context, routing.Context
 	}
 	return nil, errTooLong
@@ -211,9 +214,10 @@ func (s *Server) fill(j *job) cache.Fill {
 
 		ctx, cancel := withTimeout(ctx, s.cfg.TotalTimeout, errTotalTimeout)
 		defer cancel()
-		recorder := wire.NewRecorder(j.chat, j.params)
+		recorder, meter := wire.NewRecorder(j.chat, j.params), meter{began: time.Now()}
 		for choice := range max(j.chat.N, 1) {
 			err = s.ollama.Chat(ctx, j.chat.ForChoice(j.request, choice), func(r *api.ChatResponse) error {
+				meter.line(r)
 				chunks, err := recorder.Line(choice, r)
 				for _, c := range chunks {
 					rec.Append(c)
@@ -221,9 +225,11 @@ func (s *Server) fill(j *job) cache.Fill {
 				return err
 			})
 			if err != nil {
+				s.runnerLost(j.model.Name, meter.began, err)
 				return 0, fmt.Errorf("asking %s: %w", j.model.Name, err)
 			}
 		}
+		s.measured.served(j, lease, &meter)
 		if recorder.Truncated() && j.chat.MaxTokens == nil {
 			return 0, nil // cut by our default, not by the client's wish
 		}
@@ -235,7 +241,11 @@ func (s *Server) fill(j *job) cache.Fill {
 func (s *Server) acquire(ctx context.Context, j *job) (*residency.Lease, error) {
 	ctx, cancel := withTimeout(ctx, s.cfg.QueueTimeout, errQueueTimeout)
 	defer cancel()
-	return s.residency.Acquire(ctx, j.model, j.class)
+	lease, err := s.residency.Acquire(ctx, j.model, j.class)
+	if errors.Is(err, errQueueTimeout) {
+		return nil, &queueTimeoutError{retry: max(s.residency.EstimateWait(j.model, j.class), time.Second)}
+	}
+	return lease, err
 }
 
 func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Context, context.CancelFunc) {

@@ -66,6 +66,13 @@ var (
 	errTooLong      = errors.New("proxy: the prompt fits no model of the task")
 )
 
+// queueTimeoutError is errQueueTimeout with the wait that is now expected.
+type queueTimeoutError struct{ retry time.Duration }
+
+func (e *queueTimeoutError) Error() string { return errQueueTimeout.Error() }
+
+func (e *queueTimeoutError) Unwrap() error { return errQueueTimeout }
+
 // overflow reports whether Ollama refused a prompt for its length.
 func overflow(err error) bool {
 	s, ok := errors.AsType[*ollama.StatusError](err)
@@ -94,6 +101,10 @@ func explain(err error) *Error {
 	if e, ok := errors.AsType[*ollama.StatusError](err); ok {
 		return upstream(e)
 	}
+	if e, ok := errors.AsType[*queueTimeoutError](err); ok {
+		return problem(err, outcomeQueued, http.StatusTooManyRequests, "queue_timeout", e.retry,
+			fmt.Sprintf("The model did not become free in time. The wait is now expected to be about %d s. Try again later.", retryAfter(e.retry)))
+	}
 	switch {
 	case errors.Is(err, residency.ErrTooBig):
 		return problem(err, outcomeCaller, http.StatusBadRequest, "model_too_large", 0,
@@ -103,9 +114,6 @@ func explain(err error) *Error {
 			"The messages exceed the model's maximum context length, and no model for this task has more room.")
 		p.Refusal.Param = "messages"
 		return p
-	case errors.Is(err, errQueueTimeout):
-		return problem(err, outcomeQueued, http.StatusTooManyRequests, "queue_timeout", 10*time.Second,
-			"The model did not become free in time. Try again later.")
 	case errors.Is(err, errDraining), errors.Is(err, cache.ErrClosed), errors.Is(err, residency.ErrClosed):
 		return problem(err, outcomeStopping, http.StatusServiceUnavailable, "shutting_down", 3*time.Second,
 			"The server is shutting down. Try again in a moment.")

@@ -13,14 +13,15 @@ import (
 // metrics are what GET /metrics tells. Labels take few values: tasks and
 // models of the catalog and of the server, causes, outcomes.
 type metrics struct {
-	registry  *prometheus.Registry
-	received  prometheus.Counter
-	requests  *prometheus.CounterVec
-	took      *prometheus.HistogramVec
-	firstByte *prometheus.HistogramVec
-	queued    *prometheus.HistogramVec
-	tokens    *prometheus.CounterVec
-	cache     map[cache.Outcome]prometheus.Counter
+	registry   *prometheus.Registry
+	received   prometheus.Counter
+	reconciled *prometheus.CounterVec
+	requests   *prometheus.CounterVec
+	took       *prometheus.HistogramVec
+	firstByte  *prometheus.HistogramVec
+	queued     *prometheus.HistogramVec
+	tokens     *prometheus.CounterVec
+	cache      map[cache.Outcome]prometheus.Counter
 }
 
 // seconds spans a cache hit to a batch behind a load.
@@ -32,6 +33,9 @@ func newMetrics(r *residency.Scheduler) *metrics {
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tenure_requests_received_total", Help: "Requests that reached the API. Less those under way, it is the sum of tenure_requests_total.",
 		}),
+		reconciled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tenure_reconciliations_total", Help: "What was noticed of Ollama and put right, by what: restart, vanished, appeared, foreign, cpu, context, pin, runner, wedge, rescue.",
+		}, []string{"what"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tenure_requests_total", Help: "Requests that ended, by what was asked of which model, why that one, and how it ended.",
 		}, []string{"route", "task", "model", "cause", "outcome"}),
@@ -55,7 +59,7 @@ func newMetrics(r *residency.Scheduler) *metrics {
 	for _, o := range []cache.Outcome{cache.Miss, cache.Shared, cache.Hit, cache.Bypass} {
 		m.cache[o] = cached.WithLabelValues(o.String())
 	}
-	m.registry.MustRegister(m.received, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
+	m.registry.MustRegister(m.received, m.reconciled, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
 		residencyCollector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

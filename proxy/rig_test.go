@@ -87,12 +87,14 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	journal := NewJournal()
+	cfg.residency.OnDecision = journal.Record
 	r.scheduler = residency.New(cfg.residency, policy, client)
 	if r.cache, err = cache.New(cache.Config{Bytes: 16 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	r.server = New(cfg.proxy, Parts{
-		Router: routing.NewRouter(routing.Builtin(), ShortName), Residency: r.scheduler, Cache: r.cache, Ollama: client, Log: log,
+		Router: routing.NewRouter(routing.Builtin(), ShortName), Residency: r.scheduler, Cache: r.cache, Ollama: client, Journal: journal, Log: log,
 	})
 
 	ctx, cancel := context.WithCancel(context.Background())

@@ -42,6 +42,7 @@ type Parts struct {
 	Residency *residency.Scheduler
 	Cache     *cache.Cache
 	Ollama    *ollama.Client
+	Journal   *Journal // nil: an empty one that nobody fills
 	Log       *slog.Logger
 }
 
@@ -55,6 +56,9 @@ type Server struct {
 	log       *slog.Logger
 	metrics   *metrics
 	started   time.Time
+	journal   *Journal
+	measured  measures
+	watched   watched
 
 	backend  backend
 	draining atomic.Bool
@@ -62,9 +66,12 @@ type Server struct {
 
 // New returns a server. Watch must run for it to know its backend.
 func New(cfg Config, p Parts) *Server {
+	if p.Journal == nil {
+		p.Journal = NewJournal()
+	}
 	return &Server{
 		cfg: cfg, router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
-		metrics: newMetrics(p.Residency), started: time.Now(),
+		metrics: newMetrics(p.Residency), started: time.Now(), journal: p.Journal,
 	}
 }
 
@@ -85,7 +92,10 @@ func (s *Server) API() http.Handler {
 
 // Drain makes the server refuse new work and report itself unready; what is
 // under way goes on.
-func (s *Server) Drain() { s.draining.Store(true) }
+func (s *Server) Drain() {
+	s.draining.Store(true)
+	s.journal.end() // who follows it would hold the shutdown up
+}
 
 func newEngine() *gin.Engine {
 	g := gin.New()
@@ -104,6 +114,8 @@ func (s *Server) health(g *gin.Engine) {
 			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "draining"})
 		case !reachable:
 			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "ollama unreachable", "since": since.UTC().Format(time.RFC3339)})
+		case s.watched.stuckOn() != "":
+			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "ollama completes no load", "model": s.watched.stuckOn()})
 		default:
 			c.JSON(http.StatusOK, gin.H{"status": "ready"})
 		}

@@ -97,6 +97,7 @@ func (s *Server) look(ctx context.Context) error {
 
 	if returned {
 		s.log.Info("ollama answered", "version", version, "models", len(models))
+		s.greeted()
 	}
 	return s.reconcile(ctx, returned)
 }
@@ -181,11 +182,12 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 	}
 	lost := false
 	foreign := maps.Clone(listed)
-	for _, r := range s.residency.State().Residents {
+	now := s.residency.State()
+	for _, r := range now.Residents {
 		name := r.Model.Name
 		delete(foreign, name)
 		if _, there := listed[name]; !there && ready[name] && r.Phase == residency.Ready {
-			s.log.Warn("model was lost", "model", name)
+			s.found(whatVanished, name, "", 0)
 			s.residency.Lost(name)
 			lost = true
 		}
@@ -198,10 +200,15 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 	if returned {
 		s.clear(ctx, foreign)
 	}
+	s.strangers(ctx, foreign)
 	s.residency.Foreign(foreign)
 	if returned || lost {
 		s.preload()
 	}
+	s.repair(ctx, &before, &now, running)
+	now = s.residency.State()
+	s.unstick(ctx, &now, running)
+	s.observeMemory(&now)
 	return nil
 }
 
@@ -224,7 +231,7 @@ func (s *Server) clear(ctx context.Context, left map[string]residency.Bytes) {
 
 func (s *Server) preloaded(m routing.Model) bool {
 	tier := residency.Tier(m.Tier)
-	return tier == residency.T0 || tier == residency.T1 && s.cfg.Preload
+	return tier == residency.T0 || tier == residency.T1 && s.cfg.Preload && !s.watched.isExcused(m.Name)
 }
 
 // preload asks for the models that are to be there before anybody needs them.
