@@ -77,6 +77,8 @@ func (p *program) commands() []*cobra.Command {
 	return []*cobra.Command{
 		p.serveCmd(),
 		p.statusCmd(),
+		p.whyCmd(),
+		p.preloadCmd(),
 		p.routeCmd(),
 		p.planCmd(),
 		p.simulateCmd(),

@@ -81,10 +81,11 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	if err != nil {
 		return usageError{fmt.Errorf("TENURE_POLICY: %w", err)} // checked when it was read
 	}
+	journal := proxy.NewJournal()
 	scheduler := residency.New(residency.Config{
 		Budget: residency.Bytes(cfg.Memory * float64(residency.GiB)), MaxModels: cfg.MaxModels,
 		QueueLimit: cfg.QueueLimit, MaxWait: cfg.MaxWait, LoadTimeout: cfg.LoadTimeout,
-		Passthrough: !cfg.Optimize, OnDecision: decisionLog(log),
+		Passthrough: !cfg.Optimize, OnDecision: decisionLog(log, journal),
 	}, policy, client)
 	answers, err := cache.New(cache.Config{Bytes: int64(cfg.CacheSize)})
 	if err != nil {
@@ -102,7 +103,7 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 		QueueTimeout: cfg.QueueTimeout, TotalTimeout: cfg.TotalTimeout, StallTimeout: cfg.StallTimeout,
 		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
 	}, proxy.Parts{
-		Router: routing.NewRouter(catalog, proxy.ShortName), Residency: scheduler, Cache: answers, Ollama: client, Log: log,
+		Router: routing.NewRouter(catalog, proxy.ShortName), Residency: scheduler, Cache: answers, Ollama: client, Journal: journal, Log: log,
 	})
 
 	gin.SetMode(gin.ReleaseMode)
@@ -254,9 +255,10 @@ func adminKey(secret string) proxy.Key {
 	return proxy.HashKey(secret)
 }
 
-// decisionLog logs what the scheduler decides: models and counts.
-func decisionLog(log *slog.Logger) func(residency.Decision) {
+// decisionLog logs and journals what the scheduler decides: models and counts.
+func decisionLog(log *slog.Logger, journal *proxy.Journal) func(residency.Decision) {
 	return func(d residency.Decision) {
+		journal.Record(d)
 		level := slog.LevelInfo
 		if d.Err != "" {
 			level = slog.LevelWarn

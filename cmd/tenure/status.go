@@ -2,12 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"text/tabwriter"
 	"time"
 
@@ -47,46 +43,9 @@ server is found at TENURE_ADMIN_LISTEN, the key is taken from TENURE_ADMIN_KEY.`
 func fetchState(ctx context.Context, cfg *config) (*proxy.State, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	host, port, err := net.SplitHostPort(cfg.AdminListen)
-	if err != nil {
-		return nil, nil, err
-	}
-	if host == "" || host == "0.0.0.0" || host == "::" {
-		host = "127.0.0.1" // a server that listens everywhere listens here
-	}
-	url := "http://" + net.JoinHostPort(host, port) + "/admin/state"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	if cfg.AdminKey != "" {
-		req.Header.Set("Authorization", "Bearer "+cfg.AdminKey)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, nil, fmt.Errorf("no tenure answers (TENURE_ADMIN_LISTEN): %w", err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	if err != nil {
-		return nil, nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		var refused struct {
-			Error struct {
-				Message string `json:"message"`
-			} `json:"error"`
-		}
-		if json.Unmarshal(raw, &refused) == nil && refused.Error.Message != "" {
-			return nil, nil, errors.New(refused.Error.Message)
-		}
-		return nil, nil, fmt.Errorf("%s answered %s", url, resp.Status)
-	}
 	var state proxy.State
-	if err := json.Unmarshal(raw, &state); err != nil {
-		return nil, nil, fmt.Errorf("reading the state: %w", err)
-	}
-	return &state, raw, nil
+	raw, err := readAdmin(ctx, cfg, "/admin/state", &state)
+	return &state, raw, err
 }
 
 // printState writes the state for a person.
@@ -103,7 +62,21 @@ func printState(w io.Writer, st *proxy.State) error {
 	if r.Passthrough {
 		fmt.Fprintln(w, "Residency is not managed (A5000_OPTIMIZATION=false)")
 	}
-	fmt.Fprintf(w, "Memory %v of %v, %d of %d models\n\n", r.Used, r.Budget, len(r.Residents), r.MaxModels)
+	if st.Trouble != "" {
+		fmt.Fprintln(w, "NOT READY:", st.Trouble)
+	}
+	m := st.Memory
+	fmt.Fprintf(w, "Memory %.1f GiB of %.1f GiB (%.0f %%), %.1f GiB free, %d of %d models\n", m.Usage, m.Total, 100*m.Utilization, m.Free, m.Loaded, m.MaxModels)
+	sep := "By source:"
+	for _, source := range m.Sources {
+		fmt.Fprintf(w, "%s %s %.1f GiB", sep, source.Source, source.Usage)
+		sep = ","
+	}
+	fmt.Fprintln(w)
+	if m.Warning != "" {
+		fmt.Fprintln(w, "WARNING:", m.Warning)
+	}
+	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "MODEL\tTIER\tSTATE\tSIZE\tCONTEXT\tBUSY\tLAST USED")
 	for _, m := range r.Residents {
