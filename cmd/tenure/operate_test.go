@@ -87,8 +87,16 @@ func TestSentences(t *testing.T) {
 		{Decision: residency.Decision{Action: residency.ActRefuse}},
 		{Decision: residency.Decision{Action: residency.ActLinger}},
 		{Decision: residency.Decision{Action: residency.ActLost}},
-		{What: "restart"}, {What: "vanished"}, {What: "appeared"}, {What: "foreign"}, {What: "cpu"}, {What: "context"},
-		{What: "pin"}, {What: "runner"}, {What: "wedge"}, {What: "rescue"},
+		{What: "restart"},
+		{What: "vanished"},
+		{What: "appeared"},
+		{What: "foreign"},
+		{What: "cpu"},
+		{What: "context"},
+		{What: "pin"},
+		{What: "runner"},
+		{What: "wedge"},
+		{What: "rescue"},
 	} {
 		e.Model, e.For = "mistral", "llama3"
 		s := sentence(&e)
