@@ -333,7 +333,7 @@ func (s *Server) memory(st *residency.State) MemoryState {
 		Loaded:      count, MaxModels: st.MaxModels, Models: []ModelMemory{},
 		Sources: []MemorySource{
 			{"ledger", gib(used), "what tenure counts against the budget: measured after each load, estimated before, foreign models as Ollama reports them"},
-			{"ollama", gib(reported), "what /api/ps reports, main memory included"},
+			{"ollama", gib(reported), "what /api/ps reported at the last look, every 5 s, main memory included"},
 			{"ollama_vram", gib(onGPU), "the part of it in GPU memory"},
 		},
 	}

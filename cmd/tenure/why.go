@@ -169,7 +169,7 @@ func found(what string) string {
 // why says the reason and the figures behind it.
 func why(e *proxy.Entry) string {
 	text := map[residency.Reason]string{
-		residency.Room: "it was asked for and there is room", residency.Idle: "nothing else is to be done",
+		residency.Room: "it was asked for and there is room", residency.Idle: "what is in its way has nothing to do",
 		residency.Rent: "waiting has cost more than a swap", residency.Overdue: "somebody has waited too long",
 		residency.Prefetch: "a declared workflow needs it next", residency.Preloaded: "it is to be kept loaded",
 		residency.Returned: "it returns to an idle GPU", residency.Operator: "an operator asked for it",
