@@ -76,6 +76,7 @@ type stuck struct {
 	limit   time.Duration
 	noticed bool
 	quiet   time.Time // since when nothing loads, while noticed
+	tried   []string  // residents that were unloaded in vain
 }
 
 // stuckOn names the model whose load shows that Ollama is wedged.
@@ -282,7 +283,8 @@ func (s *Server) runnerLost(model string, began time.Time, err error) {
 // unstick watches over the load under way. One that takes far longer than
 // expected, while everything else answers, shows a wedged scheduler: Ollama
 // waits for a model to leave that was used again. Unloading that model once
-// more frees it. Until a load completes the server is not ready.
+// more frees it: first those that are on their way out, later, one at a time,
+// the idle ones. Until a load completes the server is not ready.
 func (s *Server) unstick(ctx context.Context, st *residency.State, running []ollama.Resident) {
 	var loading *residency.Model
 	for i := range st.Residents {
@@ -322,9 +324,13 @@ func (s *Server) unstick(ctx context.Context, st *residency.State, running []oll
 	if first {
 		w.noticed, w.loads = true, st.Counters.Loads
 	}
-	w.limit *= 2 // and then once more, less and less often
+	w.limit = overdue + w.limit // and once more when as much time again has passed
+	tried := w.tried
 	s.watched.mu.Unlock()
 
+	if !first {
+		s.sacrifice(ctx, loading.Name, st, tried, overdue)
+	}
 	if first {
 		s.found(whatWedge, loading.Name, "", overdue)
 	}
@@ -335,6 +341,26 @@ func (s *Server) unstick(ctx context.Context, st *residency.State, running []oll
 			s.log.Warn("model not unloaded", "model", victim, "err", logText(err))
 		}
 		cancel()
+	}
+}
+
+// sacrifice unloads one idle resident that is not always loaded: Ollama may
+// wait for it to leave though it lists it as pinned, when it was chosen to make
+// room for somebody else's model. The book loads it again afterwards.
+func (s *Server) sacrifice(ctx context.Context, loading string, st *residency.State, tried []string, overdue time.Duration) {
+	for _, r := range slices.Backward(st.Residents) { // the weakest claim first
+		name := r.Model.Name
+		if r.Phase != residency.Ready || r.Pinned || r.Leases > 0 || slices.Contains(tried, name) {
+			continue
+		}
+		if !s.reload(ctx, r.Model) {
+			continue
+		}
+		s.found(whatRescue, name, loading, overdue)
+		s.watched.mu.Lock()
+		s.watched.stuck.tried = append(s.watched.stuck.tried, name)
+		s.watched.mu.Unlock()
+		return
 	}
 }
 

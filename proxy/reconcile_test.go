@@ -247,6 +247,32 @@ func TestWedgeIsRescued(t *testing.T) {
 	})
 }
 
+// Ollama may wait for a model that looks at rest, chosen to make room for
+// somebody else: the idle ones are unloaded, never T0, and come back.
+func TestWedgeByAResidentIsRescued(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		r.preload(`{"deepseek-llm:7b":false}`)
+		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.Wedge, Model: "mistral"})
+		began := time.Now()
+		a := r.chat("deepseek-llm:7b", "hello", "")
+		if a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		if took := time.Since(began); took < 40*time.Second || took > 70*time.Second {
+			t.Errorf("the rescue took %v", took)
+		}
+		time.Sleep(time.Minute)
+		if got := r.sim.Loaded(); len(got) != 3 {
+			t.Errorf("loaded %v", got)
+		}
+		r.wantFindings(map[string]float64{whatWedge: 1, whatRescue: 1})
+		if s := r.do(http.MethodGet, "http://api/readyz", "").status; s != http.StatusOK {
+			t.Errorf("readyz %d after the rescue", s)
+		}
+		r.rest()
+	})
+}
+
 // What cannot be rescued is reported; models that are there go on answering,
 // and readiness returns by itself.
 func TestWedgeIsReported(t *testing.T) {
