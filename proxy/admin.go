@@ -74,6 +74,7 @@ type State struct {
 	Simulated bool            `json:"simulated"`
 	Draining  bool            `json:"draining"`
 	Ollama    OllamaState     `json:"ollama"`
+	GPU       CardState       `json:"gpu"`
 	Residency residency.State `json:"residency"`
 	Memory    MemoryState     `json:"memory"`
 	Trouble   string          `json:"trouble,omitempty"` // why the server is not ready though Ollama answers
@@ -115,5 +116,6 @@ func (s *Server) State() State {
 			Name: ShortName(r.Name), Size: r.Size, VRAM: r.VRAM, Context: r.Context,
 		})
 	}
+	st.GPU = s.cardState(st.Residency.Residents, st.Ollama.Resident)
 	return st
 }

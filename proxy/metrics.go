@@ -102,11 +102,55 @@ var (
 	grantsDesc    = desc("grants_total", "Seats granted, by class of request.", "class")
 	endedDesc     = desc("queue_left_total", "Requests that left the queue without a seat, by how: cancelled, refused, failed.", "how")
 	residentDesc  = desc("resident_bytes", "GPU memory that a model holds, as the ledger counts it.", "model", "tier", "phase", "measured")
+	availableDesc = desc("budget_available_bytes", "Of the budget, what foreign models and other processes leave.")
 	foreignDesc   = desc("foreign_bytes", "Memory of models that tenure did not load.", "model")
 	budgetDesc    = desc("budget_bytes", "GPU memory that models may take.")
 	waitingDesc   = desc("waiting", "Requests that wait for a seat.", "model", "class")
 	leasesDesc    = desc("leases", "Seats that are taken.")
+
+	cardDesc  = desc("gpu_memory_bytes", "Memory of a card, by the driver's account.", "gpu", "state")
+	takenDesc = desc("gpu_taken_bytes", "Memory of all cards that others than Ollama hold, the driver's share included.")
+	loadDesc  = desc("gpu_utilisation_ratio", "Share of the last moments in which a card computed.", "gpu")
+	heatDesc  = desc("gpu_temperature_celsius", "Temperature of a card.", "gpu")
+	eccDesc   = desc("gpu_memory_errors_total", "Errors of a card's memory since the driver was loaded.", "gpu", "kind")
 )
+
+// gpuCollector tells the last look at the cards.
+type gpuCollector struct{ server *Server }
+
+func (gpuCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{cardDesc, takenDesc, loadDesc, heatDesc, eccDesc} {
+		ch <- d
+	}
+}
+
+func (c gpuCollector) Collect(ch chan<- prometheus.Metric) {
+	c.server.cards.mu.Lock()
+	st := c.server.cards.state
+	c.server.cards.mu.Unlock()
+	tell := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, kind, v, labels...)
+	}
+	if st.Source != "" {
+		tell(takenDesc, prometheus.GaugeValue, float64(st.Taken))
+	}
+	for i, card := range st.Cards {
+		name := strconv.Itoa(i)
+		tell(cardDesc, prometheus.GaugeValue, float64(card.Total), name, "total")
+		tell(cardDesc, prometheus.GaugeValue, float64(card.Used), name, "used")
+		tell(cardDesc, prometheus.GaugeValue, float64(card.Free), name, "free")
+		if card.Utilisation != nil {
+			tell(loadDesc, prometheus.GaugeValue, float64(*card.Utilisation)/100, name)
+		}
+		if card.Temperature != nil {
+			tell(heatDesc, prometheus.GaugeValue, float64(*card.Temperature), name)
+		}
+		if card.ECC != nil {
+			tell(eccDesc, prometheus.CounterValue, float64(card.ECC.Corrected), name, "corrected")
+			tell(eccDesc, prometheus.CounterValue, float64(card.ECC.Uncorrectable), name, "uncorrected")
+		}
+	}
+}
 
 func (c residencyCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
@@ -135,6 +179,7 @@ func (c residencyCollector) Collect(ch chan<- prometheus.Metric) {
 		count(grantsDesc, float64(k), class)
 	}
 	gauge(budgetDesc, float64(st.Budget))
+	gauge(availableDesc, float64(st.Available))
 	gauge(leasesDesc, float64(st.Leases))
 	for _, r := range st.Residents {
 		gauge(residentDesc, float64(r.Size), r.Model.Name, r.Model.Tier.String(), r.Phase.String(), strconv.FormatBool(r.Measured))

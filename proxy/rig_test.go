@@ -21,6 +21,7 @@ import (
 	"tenure/proxy/ollama/ollamasim"
 	"tenure/proxy/wire"
 	"tenure/residency"
+	"tenure/residency/gpu"
 	"tenure/routing"
 
 	"github.com/gin-gonic/gin"
@@ -51,6 +52,7 @@ type rigConfig struct {
 	proxy     Config
 	residency residency.Config
 	idle      time.Duration // silence of the model that is too long; 0: 2 min
+	gpu       func(*ollamasim.Sim) (gpu.Reading, error)
 }
 
 // inBubble runs a test in a bubble around a rig that is up and has loaded what
@@ -93,9 +95,14 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 	if r.cache, err = cache.New(cache.Config{Bytes: 16 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	r.server = New(cfg.proxy, Parts{
+	parts := Parts{
 		Router: routing.NewRouter(routing.Builtin(), ShortName), Residency: r.scheduler, Cache: r.cache, Ollama: client, Journal: journal, Log: log,
-	})
+		NoGPU: gpu.ErrUnavailable,
+	}
+	if cfg.gpu != nil {
+		parts.GPU = func() (gpu.Reading, error) { return cfg.gpu(r.sim) }
+	}
+	r.server = New(cfg.proxy, parts)
 
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

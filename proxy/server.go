@@ -14,6 +14,7 @@ import (
 	"tenure/proxy/ollama"
 	"tenure/proxy/wire"
 	"tenure/residency"
+	"tenure/residency/gpu"
 	"tenure/routing"
 
 	"github.com/gin-gonic/gin"
@@ -44,6 +45,9 @@ type Parts struct {
 	Ollama    *ollama.Client
 	Journal   *Journal // nil: an empty one that nobody fills
 	Log       *slog.Logger
+
+	GPU   func() (gpu.Reading, error) // nil: nothing can be read
+	NoGPU error                       // why, then
 }
 
 // Server serves the API and the admin side.
@@ -61,6 +65,7 @@ type Server struct {
 	watched   watched
 
 	backend  backend
+	cards    cardWatch
 	draining atomic.Bool
 }
 
@@ -69,10 +74,12 @@ func New(cfg Config, p Parts) *Server {
 	if p.Journal == nil {
 		p.Journal = NewJournal()
 	}
-	return &Server{
+	s := &Server{
 		cfg: cfg, router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
-		metrics: newMetrics(p.Residency), started: time.Now(), journal: p.Journal,
+		metrics: newMetrics(p.Residency), started: time.Now(), journal: p.Journal, cards: cardWatch{read: p.GPU, why: p.NoGPU},
 	}
+	s.metrics.registry.MustRegister(gpuCollector{s})
+	return s
 }
 
 // API returns the handler of the OpenAI side.

@@ -53,8 +53,12 @@ func (b *backend) facts(digest string) ollama.Facts {
 
 // Watch follows the server until ctx ends: whether it answers, what it has,
 // what is resident. Models that the book believes resident and Ollama does not
-// list are lost; others that it lists are counted as foreign.
+// list are lost; others that it lists are counted as foreign. The cards are
+// followed beside it.
 func (s *Server) Watch(ctx context.Context) {
+	var cards sync.WaitGroup
+	defer cards.Wait()
+	cards.Go(func() { s.watchCards(ctx) })
 	for {
 		err := s.look(ctx)
 		pause := watchEvery

@@ -37,6 +37,7 @@ type config struct {
 	Optimize  bool    `env:"A5000_OPTIMIZATION" envDefault:"true" allowed:"true or false" doc:"manage which models are resident; false: forward at once, manage nothing"`
 	MaxModels int     `env:"MAX_CONCURRENT_MODELS" envDefault:"3" allowed:"1 to 64" doc:"resident models at once; Ollama's own limit is 3 a GPU unless OLLAMA_MAX_LOADED_MODELS is set"`
 	Memory    float64 `env:"MEMORY_THRESHOLD" envDefault:"20" allowed:"GiB, 1 to 1024" doc:"GPU memory that models may take: 24 of an A5000, less 4 for the system"`
+	NVML      string  `env:"TENURE_NVML" envDefault:"auto" allowed:"auto, true or false" doc:"read the GPU's own figures, so that other processes' memory is left alone; auto: when Ollama runs on this machine"`
 	Preload   bool    `env:"PRELOAD_RECRUITMENT_MODELS" envDefault:"true" allowed:"true or false" doc:"load the T1 models at start, too; T0 is always loaded"`
 
 	Policy       string        `env:"TENURE_POLICY" envDefault:"latency" allowed:"latency, balanced or economy" doc:"what swaps are for: the shortest waits, fewer swaps, or as few as can be"`
@@ -167,6 +168,7 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 	within("CacheSize", c.CacheSize <= 64<<30)
 	within("BodyLimit", 1<<10 <= c.BodyLimit && c.BodyLimit <= 1<<30)
 	within("RequireGPU", slices.Contains([]string{"auto", "true", "false"}, c.RequireGPU))
+	within("NVML", slices.Contains([]string{"auto", "true", "false"}, c.NVML))
 	within("Policy", slices.Contains([]string{"latency", "balanced", "economy"}, c.Policy))
 	within("LogFormat", slices.Contains([]string{"text", "json"}, c.LogFormat))
 	within("LogLevel", slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel))

@@ -29,7 +29,7 @@ func TestWrongSettings(t *testing.T) {
 		"TENURE_LISTEN": "nowhere", "TENURE_ADMIN_LISTEN": "10.0.0.1:1", "TENURE_API_KEYS": "short", "TENURE_ADMIN_KEY": "tiny",
 		"OLLAMA_HOST": "ftp://x", "A5000_OPTIMIZATION": "perhaps", "MAX_CONCURRENT_MODELS": "0", "MEMORY_THRESHOLD": "lots",
 		"TENURE_MAX_WAIT": "40", "TENURE_CACHE_SIZE": "big", "TENURE_BODY_LIMIT": "1", "TENURE_LOG_LEVEL": "loud", "TENURE_POLICY": "fair",
-		"TENURE_REQUIRE_GPU": "maybe", "TENURE_QUEUE_LIMIT": "-1", "TENURE_MAX_TOKENS": "0",
+		"TENURE_REQUIRE_GPU": "maybe", "TENURE_NVML": "maybe", "TENURE_QUEUE_LIMIT": "-1", "TENURE_MAX_TOKENS": "0",
 	}
 	_, err := load(t, "", wrong)
 	if err == nil {

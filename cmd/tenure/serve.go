@@ -19,6 +19,7 @@ import (
 	"tenure/proxy/ollama/ollamasim"
 	"tenure/proxy/wire"
 	"tenure/residency"
+	"tenure/residency/gpu"
 	"tenure/routing"
 
 	"github.com/gin-gonic/gin"
@@ -73,6 +74,11 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	}
 	defer stopBackend()
 
+	cards, noCards, closeCards, err := openCards(cfg, base, simulated)
+	if err != nil {
+		return err
+	}
+	defer closeCards()
 	client := ollama.New(base, ollama.Config{
 		Log: log, Load: cfg.LoadTimeout, Stall: cfg.IdleTimeout, Settle: settle, RequireGPU: ollama.GPU(cfg.RequireGPU),
 	})
@@ -104,6 +110,7 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
 	}, proxy.Parts{
 		Router: routing.NewRouter(catalog, proxy.ShortName), Residency: scheduler, Cache: answers, Ollama: client, Journal: journal, Log: log,
+		GPU: cards, NoGPU: noCards,
 	})
 
 	gin.SetMode(gin.ReleaseMode)
@@ -133,6 +140,28 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	watching.Wait()
 	log.Info("server stopped")
 	return err
+}
+
+// openCards returns how to read this machine's cards, or why not. It fails
+// only where the operator insists on it.
+func openCards(cfg *config, base *url.URL, simulated bool) (read func() (gpu.Reading, error), why error, stop func(), err error) {
+	none := func() {}
+	switch loopback, _ := isLoopback(base.Host); {
+	case simulated:
+		return nil, errors.New("the Ollama is simulated"), none, nil
+	case cfg.NVML == "false":
+		return nil, errors.New("TENURE_NVML=false"), none, nil
+	case cfg.NVML == "auto" && !loopback:
+		return nil, errors.New("Ollama runs elsewhere (TENURE_NVML=true if its cards are seen from here)"), none, nil //nolint:staticcheck // a name
+	}
+	probe, err := gpu.Open()
+	switch {
+	case err == nil:
+		return probe.Read, nil, func() { _ = probe.Close() }, nil // what it fails to give back ends with the process
+	case cfg.NVML == "true":
+		return nil, nil, none, fmt.Errorf("TENURE_NVML=true: %w", err)
+	}
+	return nil, err, none, nil
 }
 
 // settle is how long an unloaded model's memory is given to come back to the

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"tenure/proxy"
+	"tenure/residency"
+	"tenure/residency/gpu"
 
 	"github.com/spf13/cobra"
 )
@@ -67,6 +70,9 @@ func printState(w io.Writer, st *proxy.State) error {
 	}
 	m := st.Memory
 	fmt.Fprintf(w, "Memory %.1f GiB of %.1f GiB (%.0f %%), %.1f GiB free, %d of %d models\n", m.Usage, m.Total, 100*m.Utilization, m.Free, m.Loaded, m.MaxModels)
+	if r.Available < r.Budget {
+		fmt.Fprintf(w, "Others leave %v of the %v configured\n", r.Available, r.Budget)
+	}
 	sep := "By source:"
 	for _, source := range m.Sources {
 		fmt.Fprintf(w, "%s %s %.1f GiB", sep, source.Source, source.Usage)
@@ -76,6 +82,7 @@ func printState(w io.Writer, st *proxy.State) error {
 	if m.Warning != "" {
 		fmt.Fprintln(w, "WARNING:", m.Warning)
 	}
+	printCards(w, &st.GPU)
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "MODEL\tTIER\tSTATE\tSIZE\tCONTEXT\tBUSY\tLAST USED")
@@ -90,6 +97,12 @@ func printState(w io.Writer, st *proxy.State) error {
 	for name, size := range r.Foreign {
 		fmt.Fprintf(t, "%s\t-\tforeign\t%v\t\t\t\n", name, size)
 	}
+	if len(st.GPU.Processes) > 0 {
+		fmt.Fprintln(t, "\nOTHER PROCESS\tPID\tSIZE")
+		for _, q := range st.GPU.Processes {
+			fmt.Fprintf(t, "%s\t%d\t%s\n", cmp.Or(q.Name, "?"), q.PID, known(q.Used))
+		}
+	}
 	if len(r.Waiting) > 0 {
 		fmt.Fprintln(t, "\nQUEUE\tCLASS\tWAITING\tSINCE\tEXPECTED")
 		for _, q := range r.Waiting {
@@ -99,6 +112,47 @@ func printState(w io.Writer, st *proxy.State) error {
 	n := r.Counters
 	fmt.Fprintf(t, "\nloads %d (%.1f s), unloads %d, lost %d, refused %d\n", n.Loads, n.LoadSeconds, n.Unloads, n.Lost, n.Refused)
 	return t.Flush()
+}
+
+// printCards tells where the figures come from, and what the cards say.
+func printCards(w io.Writer, m *proxy.CardState) {
+	switch {
+	case m.Source == proxy.SourceNVML:
+		fmt.Fprintf(w, "Figures by nvml, driver %s: others hold %v, %v is kept free\n", cmp.Or(m.Driver, "?"), m.Taken, m.Reserve)
+	case m.Why != "":
+		fmt.Fprintf(w, "Figures by %s (%s)\n", m.Source, m.Why)
+	default:
+		fmt.Fprintf(w, "Figures by %s\n", m.Source)
+	}
+	for i, c := range m.Cards {
+		fmt.Fprintf(w, "GPU %d %s\n", i, cardLine(c))
+	}
+	if m.OnCPU {
+		fmt.Fprintln(w, "Ollama put its models into main memory: answers are slow")
+	}
+}
+
+// cardLine is a card in one line, without what it does not tell.
+func cardLine(c gpu.Card) string {
+	line := fmt.Sprintf("%s: %v, %v free", cmp.Or(c.Name, "?"), c.Total, c.Free)
+	if c.Utilisation != nil {
+		line += fmt.Sprintf(", %d %% busy", *c.Utilisation)
+	}
+	if c.Temperature != nil {
+		line += fmt.Sprintf(", %d °C", *c.Temperature)
+	}
+	if c.ECC != nil && c.ECC.Enabled {
+		line += fmt.Sprintf(", ECC on (%d errors corrected, %d not)", c.ECC.Corrected, c.ECC.Uncorrectable)
+	}
+	return line
+}
+
+// known is an amount that may not be known.
+func known(b residency.Bytes) string {
+	if b == 0 {
+		return "?"
+	}
+	return b.String()
 }
 
 func ago(now, then time.Time) string {

@@ -58,7 +58,8 @@ type Process struct {
 // or one that it ships in a folder of its name.
 func (p Process) Ollama() bool { return p.runner }
 
-func newProcess(pid int, used residency.Bytes, path string) Process {
+// NewProcess describes a process by its program file's path, which may be "".
+func NewProcess(pid int, used residency.Bytes, path string) Process {
 	name := strings.TrimSuffix(filepath.Base(path), ".exe")
 	if path == "" {
 		name = ""

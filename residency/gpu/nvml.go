@@ -13,8 +13,8 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 )
 
-// Probe reads the cards of this machine. Its methods are not for concurrent
-// use.
+// Probe reads the cards of this machine. It is safe for concurrent use, as
+// NVML is.
 type Probe struct {
 	lib    nvml.Interface
 	driver string
@@ -151,7 +151,7 @@ func (p *Probe) processes(d nvml.Device) (map[int]Process, error) {
 		if ret != nvml.SUCCESS {
 			path = "" // another container's, or gone already
 		}
-		list[pid] = newProcess(pid, used, path)
+		list[pid] = NewProcess(pid, used, path)
 	}
 	return list, nil
 }

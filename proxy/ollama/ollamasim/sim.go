@@ -72,6 +72,7 @@ type Sim struct {
 	mu     sync.Mutex
 	loaded map[*Model]*runner
 	read   map[*Model]bool // loaded before: its file is in the page cache
+	taken  uint64          // see Take
 	queued int             // requests that wait for the loader
 	faults []Fault
 	counts Counts
@@ -299,7 +300,7 @@ func (s *Sim) size(v visit) uint64 {
 }
 
 func (s *Sim) freeLocked() uint64 {
-	free := s.cfg.VRAM
+	free := s.cfg.VRAM - min(s.cfg.VRAM, s.taken)
 	for _, r := range s.loaded {
 		free -= min(free, r.vram)
 	}
