@@ -35,11 +35,12 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(string(c.kind), func(t *testing.T) {
 			inBubble(t, rigConfig{idle: 5 * time.Second}, func(t *testing.T, r *rig) {
-				if c.kind == ollamasim.Refuse {
-					r.server.ollama.Close() // a kept connection could not be refused
-				}
 				for _, stream := range []string{"", `,"stream":true`} {
-					r.sim.Inject(ollamasim.Fault{Kind: c.kind, After: 2})
+					fault := ollamasim.Fault{Kind: c.kind, After: 2, Times: 1}
+					if c.kind == ollamasim.Refuse {
+						fault.Times = 0 // the kept connection and the new one
+					}
+					r.sim.Inject(fault)
 					a := r.chat("recruit/resume_parsing", "Jane Doe, nurse", stream)
 					r.sim.Clear()
 					switch {
@@ -63,9 +64,7 @@ func TestFaults(t *testing.T) {
 							t.Errorf("events %q, want what came and no [DONE]", data)
 						}
 					}
-					if c.kind == ollamasim.CrashMid {
-						time.Sleep(time.Minute) // seen, and loaded again
-					}
+					time.Sleep(time.Minute) // a slot is probed, a crash seen, a model loaded again
 				}
 				a := r.chat("recruit/resume_parsing", "Jane Doe, nurse", "")
 				if a.status != http.StatusOK || a.header.Get("Tenure-Cache") != "miss" {

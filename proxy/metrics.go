@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"tenure/cache"
+	"tenure/proxy/ollama"
 	"tenure/residency"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,7 +28,7 @@ type metrics struct {
 // seconds spans a cache hit to a batch behind a load.
 var seconds = []float64{.001, .005, .025, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300}
 
-func newMetrics(r *residency.Scheduler) *metrics {
+func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
@@ -59,7 +60,10 @@ func newMetrics(r *residency.Scheduler) *metrics {
 	for _, o := range []cache.Outcome{cache.Miss, cache.Shared, cache.Hit, cache.Bypass} {
 		m.cache[o] = cached.WithLabelValues(o.String())
 	}
-	m.registry.MustRegister(m.received, m.reconciled, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
+	revived := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tenure_model_revivals_total", Help: "Models that were loaded anew because Ollama had lost their slot.",
+	}, func() float64 { return float64(o.Revived()) })
+	m.registry.MustRegister(revived, m.received, m.reconciled, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
 		residencyCollector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

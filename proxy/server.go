@@ -76,7 +76,7 @@ func New(cfg Config, p Parts) *Server {
 	}
 	s := &Server{
 		cfg: cfg, router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
-		metrics: newMetrics(p.Residency), started: time.Now(), journal: p.Journal, cards: cardWatch{read: p.GPU, why: p.NoGPU},
+		metrics: newMetrics(p.Residency, p.Ollama), started: time.Now(), journal: p.Journal, cards: cardWatch{read: p.GPU, why: p.NoGPU},
 	}
 	s.metrics.registry.MustRegister(gpuCollector{s})
 	return s

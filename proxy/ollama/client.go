@@ -23,6 +23,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -76,6 +77,7 @@ type Config struct {
 	Call    time.Duration // limit for the small calls: version, tags, ps, show; 0 means 15 s
 	Load    time.Duration // limit for a load; 0 means 5 min
 	Unload  time.Duration // limit for an unload; 0 means 1 min
+	Probe   time.Duration // how long a slot whose client left may take to be free again, see freed; 0 means 20 s
 	Stall   time.Duration // longest silence of a stream, the wait for its first line included; 0 means no limit
 	// Settle is how long Unload waits for the driver to take memory back after
 	// a model in GPU memory has left /api/ps. Ollama itself allows 5 s; a load
@@ -110,6 +112,13 @@ type Client struct {
 	cfg  Config
 	http *http.Client
 	gpu  atomic.Bool // some model was seen in GPU memory
+
+	life    context.Context //nolint:containedctx // of the probes, ended by Close
+	end     context.CancelFunc
+	work    sync.WaitGroup
+	revived atomic.Uint64
+	mu      sync.Mutex
+	probes  map[string]chan struct{} // by canonical name; closed when its slot is known to be free
 }
 
 var _ residency.Loader = (*Client)(nil)
@@ -128,7 +137,7 @@ func New(base *url.URL, cfg Config) *Client {
 	for _, d := range []struct {
 		at *time.Duration
 		or time.Duration
-	}{{&cfg.Connect, 5 * time.Second}, {&cfg.Call, 15 * time.Second}, {&cfg.Load, 5 * time.Minute}, {&cfg.Unload, time.Minute}} {
+	}{{&cfg.Connect, 5 * time.Second}, {&cfg.Call, 15 * time.Second}, {&cfg.Load, 5 * time.Minute}, {&cfg.Unload, time.Minute}, {&cfg.Probe, 20 * time.Second}} {
 		if *d.at <= 0 {
 			*d.at = d.or
 		}
@@ -151,7 +160,9 @@ func New(base *url.URL, cfg Config) *Client {
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     90 * time.Second,
 	}
+	life, end := context.WithCancel(context.Background())
 	return &Client{
+		life: life, end: end, probes: make(map[string]chan struct{}),
 		base: base,
 		cfg:  cfg,
 		http: &http.Client{
@@ -161,8 +172,12 @@ func New(base *url.URL, cfg Config) *Client {
 	}
 }
 
-// Close drops idle connections. Calls under way go on.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+// Close ends the probes and drops idle connections. No call may follow.
+func (c *Client) Close() {
+	c.end()
+	c.work.Wait()
+	c.http.CloseIdleConnections()
+}
 
 // open sends one request and returns the body of a 200. Other statuses become
 // a *StatusError.

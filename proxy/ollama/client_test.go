@@ -177,12 +177,71 @@ func TestCancel(t *testing.T) {
 					t.Errorf("got %v after %v, want %q after %v", err, time.Since(began), left, tt.after)
 				}
 				synctest.Wait()
-				if n := s.Counts(); n.Cancelled != 1 || n.Started != 1 {
+				if n := s.Counts(); n.Cancelled != 1 {
 					t.Errorf("counts %+v, want the one chat cancelled", n)
 				}
 			})
 		})
 	}
+}
+
+// A slot that a client took along is found out, and the model loaded anew;
+// one that came free costs the next caller a token's time.
+func TestLeakedSlot(t *testing.T) {
+	for _, tt := range []struct {
+		leak    bool
+		revived uint64
+		least   time.Duration
+		most    time.Duration
+	}{
+		{false, 0, 0, 50 * time.Millisecond},
+		{true, 1, 20 * time.Second, 25 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c, s := start(t, ollamasim.Config{}, Config{})
+			if _, err := c.Load(t.Context(), spec("phi3:mini", 4096)); err != nil {
+				t.Fatal(err)
+			}
+			if tt.leak {
+				s.Inject(ollamasim.Fault{Kind: ollamasim.LeakSlot, Times: 1})
+			}
+			full := errors.New("that will do")
+			if err := c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error { return full }); !errors.Is(err, full) {
+				t.Fatal(err)
+			}
+			began, first := time.Now(), time.Duration(0)
+			err := c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error {
+				if first == 0 {
+					first = time.Since(began)
+				}
+				return nil
+			})
+			if err != nil || first < tt.least || first > tt.most || c.Revived() != tt.revived {
+				t.Errorf("leak %v: %v, first piece after %v, %d revived", tt.leak, err, first, c.Revived())
+			}
+			if n := s.Counts(); n.Loads != 1+int(tt.revived) || n.Unloads != int(tt.revived) || n.Evictions+n.Reloads != 0 {
+				t.Errorf("leak %v: counts %+v", tt.leak, n)
+			}
+		})
+	}
+}
+
+// An unload that follows a client's leaving is not undone by its probe.
+func TestUnloadAfterLeaving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := start(t, ollamasim.Config{}, Config{})
+		full := errors.New("that will do")
+		if err := c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error { return full }); !errors.Is(err, full) {
+			t.Fatal(err)
+		}
+		if err := c.Unload(t.Context(), spec("phi3:mini", 4096)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if n := s.Counts(); len(s.Loaded()) > 0 || n.Loads != 1 {
+			t.Errorf("%v loaded, %d loads, want nothing and one", s.Loaded(), n.Loads)
+		}
+	})
 }
 
 // An error of the callback ends the stream and comes back unchanged.
@@ -318,7 +377,9 @@ func FuzzStream(f *testing.F) {
 	f.Add([]byte("{\"done\":true}\n\n{\"done\":tr"))
 	f.Add([]byte(`{"message":{"tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]}}`))
 	var answer []byte
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) }))
+	mux := http.NewServeMux()
+	mux.HandleFunc("/api/chat", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(answer) })
+	srv := httptest.NewServer(mux)
 	f.Cleanup(srv.Close)
 	base, err := url.Parse(srv.URL)
 	if err != nil {

@@ -27,6 +27,13 @@ type move struct {
 //
 // When ctx ends, Ollama gives the load up.
 func (c *Client) Load(ctx context.Context, m residency.Model) (residency.Bytes, error) {
+	if err := c.free(ctx, m.Name); err != nil {
+		return 0, err
+	}
+	return c.load(ctx, m)
+}
+
+func (c *Client) load(ctx context.Context, m residency.Model) (residency.Bytes, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Load, fmt.Errorf("no load within %v: %w", c.cfg.Load, context.DeadlineExceeded))
 	defer cancel()
 	facts, err := c.Show(ctx, m.Name)
@@ -54,7 +61,7 @@ func (c *Client) Load(ctx context.Context, m residency.Model) (residency.Bytes, 
 	}
 	if r.VRAM == 0 && (c.cfg.RequireGPU == GPUTrue || c.cfg.RequireGPU == GPUAuto && c.gpu.Load()) {
 		// It would answer, twenty times slower than anybody expects.
-		if err := c.Unload(context.WithoutCancel(ctx), m); err != nil {
+		if err := c.unload(context.WithoutCancel(ctx), m); err != nil {
 			return 0, errors.Join(ErrNoGPU, err)
 		}
 		return 0, fmt.Errorf("%w: %w", residency.ErrPermanent, ErrNoGPU)
@@ -74,6 +81,14 @@ func (c *Client) Load(ctx context.Context, m residency.Model) (residency.Bytes, 
 // GPU memory had Config.Settle to come back. Requests under way are let finish
 // by Ollama, so the caller drains first. A model that is not there is no error.
 func (c *Client) Unload(ctx context.Context, m residency.Model) error {
+	// A probe that came after the unload would load the model again.
+	if err := c.free(ctx, m.Name); err != nil {
+		return err
+	}
+	return c.unload(ctx, m)
+}
+
+func (c *Client) unload(ctx context.Context, m residency.Model) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Unload, fmt.Errorf("no unload within %v: %w", c.cfg.Unload, context.DeadlineExceeded))
 	defer cancel()
 	facts, err := c.Show(ctx, m.Name)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -28,7 +29,7 @@ func (c *Client) Chat(ctx context.Context, req *api.ChatRequest, each func(*api.
 		api.ChatResponse
 		Error string `json:"error"`
 	}
-	return c.stream(ctx, "/api/chat", &r, func(data []byte) (bool, error) {
+	return c.stream(ctx, slot{r.Model, r.Options["num_ctx"]}, "/api/chat", &r, func(data []byte) (bool, error) {
 		var l line
 		if err := json.Unmarshal(data, &l); err != nil {
 			return false, malformed(err)
@@ -48,7 +49,7 @@ func (c *Client) Generate(ctx context.Context, req *api.GenerateRequest, each fu
 		api.GenerateResponse
 		Error string `json:"error"`
 	}
-	return c.stream(ctx, "/api/generate", &r, func(data []byte) (bool, error) {
+	return c.stream(ctx, slot{r.Model, r.Options["num_ctx"]}, "/api/generate", &r, func(data []byte) (bool, error) {
 		var l line
 		if err := json.Unmarshal(data, &l); err != nil {
 			return false, malformed(err)
@@ -85,7 +86,16 @@ func malformed(err error) error { return fmt.Errorf("%w: %w", ErrAborted, err) }
 // whether it was the last one. Whoever leaves early, by ctx or by an error of
 // each, closes the connection: Ollama stops at its next token. each must not
 // block, because a stream nobody reads holds its model's slot for ever.
-func (c *Client) stream(ctx context.Context, path string, in any, each func(line []byte) (last bool, err error)) error {
+func (c *Client) stream(ctx context.Context, at slot, path string, in any, each func(line []byte) (last bool, err error)) error {
+	if err := c.free(ctx, at.model); err != nil {
+		return fmt.Errorf("asking %s: %w", path, err)
+	}
+	over := false // Ollama has ended the answer, or never began one
+	defer func() {
+		if !over {
+			c.freed(at)
+		}
+	}()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	alive := func() {}
@@ -96,6 +106,7 @@ func (c *Client) stream(ctx context.Context, path string, in any, each func(line
 	}
 	body, err := c.open(ctx, http.MethodPost, path, in)
 	if err != nil {
+		over = ctx.Err() == nil
 		return err
 	}
 	defer body.Close()
@@ -112,8 +123,11 @@ func (c *Client) stream(ctx context.Context, path string, in any, each func(line
 		case err != nil && ctx.Err() != nil:
 			return fmt.Errorf("reading %s: %w", path, context.Cause(ctx))
 		case err != nil:
+			_, refused := errors.AsType[*StatusError](err)
+			over = refused // its own last word
 			return err
 		case last:
+			over = true
 			// To its end, so that the connection can be used again.
 			late := time.AfterFunc(time.Second, func() { cancel(nil) })
 			defer late.Stop()
@@ -125,7 +139,9 @@ func (c *Client) stream(ctx context.Context, path string, in any, each func(line
 		return fmt.Errorf("reading %s: %w", path, context.Cause(ctx))
 	}
 	if err := lines.Err(); err != nil {
+		over = !errors.Is(err, bufio.ErrTooLong)
 		return fmt.Errorf("reading %s: %w: %w", path, ErrAborted, err)
 	}
+	over = true
 	return fmt.Errorf("reading %s: %w", path, ErrAborted)
 }

@@ -18,13 +18,14 @@ const (
 	ErrorLine Kind = "error-line" // an {"error"} line ends the answer
 	NoDone    Kind = "no-done"    // the answer ends cleanly, without "done":true
 	CrashMid  Kind = "crash-mid"  // the whole server crashes, see Crash
+	LeakSlot  Kind = "leak-slot"  // a client that leaves a stream takes its slot along, until the model is unloaded
 	SlowLoad  Kind = "slow-load"  // a load takes Fault.Delay longer
 	FailLoad  Kind = "fail-load"  // a load ends in 500
 )
 
 // Kinds lists every Kind.
 func Kinds() []Kind {
-	return []Kind{Refuse, QueueFull, HangFirst, HangMid, CutMid, ErrorLine, NoDone, CrashMid, SlowLoad, FailLoad, Wedge, DeadRunner}
+	return []Kind{Refuse, QueueFull, HangFirst, HangMid, CutMid, ErrorLine, NoDone, CrashMid, LeakSlot, SlowLoad, FailLoad, Wedge, DeadRunner}
 }
 
 // Fault goes wrong for the requests it fits.

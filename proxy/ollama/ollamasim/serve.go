@@ -327,7 +327,14 @@ func (s *Sim) answer(ctx context.Context, dead <-chan struct{}, w http.ResponseW
 	}
 	select {
 	case run.slots <- struct{}{}:
-		defer func() { <-run.slots }()
+		defer func() {
+			if j.stream && ctx.Err() != nil {
+				if _, ok := s.hit(LeakSlot, run.model.Name); ok {
+					return
+				}
+			}
+			<-run.slots
+		}()
 	case <-dead:
 		return errCrashed
 	case <-ctx.Done():

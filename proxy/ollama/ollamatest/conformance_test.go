@@ -358,30 +358,41 @@ func longChat() *api.ChatRequest {
 	}
 }
 
-// A client that leaves frees its slot.
+// Clients that leave: whoever comes next is served, although the real server
+// loses a slot now and then.
 func cancel(t *testing.T, at target) {
 	t.Helper()
-	c := client(t, at)
-	ctx, leave := context.WithCancel(t.Context())
-	defer leave()
-	pieces := 0
-	err := c.Chat(ctx, longChat(), func(*api.ChatResponse) error {
-		if pieces++; pieces == 5 {
-			leave()
+	c := ollama.New(at.url, ollama.Config{Probe: 2 * time.Second})
+	t.Cleanup(c.Close)
+	if _, err := c.Load(t.Context(), spec("phi3:mini", 4096)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 30 {
+		ctx, leave := context.WithCancel(t.Context())
+		pieces := 0
+		err := c.Chat(ctx, longChat(), func(*api.ChatResponse) error {
+			if pieces++; pieces == 5+i {
+				leave()
+			}
+			return nil
+		})
+		leave()
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v, want context.Canceled", err)
 		}
-		return nil
-	})
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want context.Canceled", err)
+		began := time.Now()
+		short := longChat()
+		short.Options["num_predict"] = 3
+		if err := c.Chat(t.Context(), short, func(*api.ChatResponse) error { return nil }); err != nil {
+			t.Fatalf("the next chat: %v", err)
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Fatalf("the next chat took %v", took)
+		}
 	}
-	began := time.Now()
-	short := longChat()
-	short.Options["num_predict"] = 3
-	if err := c.Chat(t.Context(), short, func(*api.ChatResponse) error { return nil }); err != nil {
-		t.Errorf("the next chat: %v", err)
-	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("the next chat took %v", took)
+	t.Logf("%d of 30 slots were lost and recovered", c.Revived())
+	if loads, unloads, evictions := at.moves(); loads != 1+int(c.Revived()) || unloads != int(c.Revived()) || evictions != 0 {
+		t.Errorf("%d loads, %d unloads, %d evictions; %d models were revived", loads, unloads, evictions, c.Revived())
 	}
 }
 

@@ -131,6 +131,13 @@ func (s *Server) Kill() error { return s.end(syscall.SIGKILL) }
 // Stop ends the server as a service manager does.
 func (s *Server) Stop() error { return s.end(syscall.SIGTERM) }
 
+// Pause stops the server and its runners in their tracks: connections stay
+// open, nothing answers. Resume lets them go on.
+func (s *Server) Pause() error { return syscall.Kill(-s.cmd.Process.Pid, syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (s *Server) Resume() error { return syscall.Kill(-s.cmd.Process.Pid, syscall.SIGCONT) }
+
 func (s *Server) end(signal syscall.Signal) error {
 	group := -s.cmd.Process.Pid
 	select {

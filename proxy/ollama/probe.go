@@ -1,0 +1,105 @@
+package ollama
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"tenure/residency"
+)
+
+// slot is where a model answers: its name, and the num_ctx of the request.
+type slot struct {
+	model  string
+	numCtx any
+}
+
+// free waits while it is not known whether a model has a slot.
+func (c *Client) free(ctx context.Context, name string) error {
+	for {
+		c.mu.Lock()
+		probe := c.probes[Canonical(name)]
+		c.mu.Unlock()
+		if probe == nil {
+			return nil
+		}
+		select {
+		case <-probe:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// freed finds out whether a slot has come free after its answer was left before
+// the end. Ollama 0.17 can lose it for good: when the connection goes while one
+// piece waits for another to be written, the writer of the pieces blocks for
+// ever and keeps the slot, and with one slot the model never answers again.
+// A runner that hangs shows in the same way. Such a model is loaded anew; who
+// asks for it meanwhile waits.
+func (c *Client) freed(at slot) {
+	name := Canonical(at.model)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.life.Err() != nil {
+		return
+	}
+	before, done := c.probes[name], make(chan struct{})
+	c.probes[name] = done
+	c.work.Go(func() {
+		if before != nil {
+			<-before
+		}
+		if err := c.probe(c.life, at); err != nil && c.life.Err() == nil {
+			c.cfg.Log.Warn("slot was not recovered", "model", at.model, "err", err)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.probes[name] == done {
+			delete(c.probes, name)
+		}
+		close(done)
+	})
+}
+
+// probe asks for one token and, when none comes, loads the model anew.
+func (c *Client) probe(ctx context.Context, at slot) error {
+	m := residency.Model{Name: at.model}
+	switch n := at.numCtx.(type) {
+	case int:
+		m.Context = n
+	case float64:
+		m.Context = int(n)
+	}
+	if r, err := c.find(ctx, m.Name, ""); err != nil || r == nil {
+		return err // a model that is not there has no slot to lose, and a request would load it
+	}
+	began := time.Now()
+	options := map[string]int{"num_predict": 1}
+	if m.Context > 0 {
+		options["num_ctx"] = m.Context
+	}
+	var ignored json.RawMessage
+	// Not as a stream: Ollama cannot lose the slot of this one.
+	err := c.call(ctx, c.cfg.Probe, http.MethodPost, "/api/generate", map[string]any{
+		"model": m.Name, "prompt": "x", "raw": true, "stream": false, "options": options,
+	}, &ignored)
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if err := c.unload(ctx, m); err != nil {
+		return fmt.Errorf("unloading: %w", err)
+	}
+	if _, err := c.load(ctx, m); err != nil {
+		return fmt.Errorf("loading again: %w", err)
+	}
+	c.revived.Add(1)
+	c.cfg.Log.Warn("model had lost its slot and was loaded anew", "model", m.Name, "took", time.Since(began))
+	return nil
+}
+
+// Revived counts the models that were loaded anew because their slot was lost.
+func (c *Client) Revived() uint64 { return c.revived.Load() }
