@@ -40,6 +40,10 @@ type ollamaBackend struct {
 	moves   func() []ollamasim.Move
 	kill    func()
 	restart func()
+	// hang makes Ollama fall silent within the answer that begins next (ahead)
+	// or that is under way; resume ends it.
+	hang   func(ahead bool)
+	resume func()
 }
 
 // TestE2E runs the program, as a process, before both backends: what passes on
@@ -84,6 +88,7 @@ func TestE2E(t *testing.T) {
 				{"books", r.books},
 				{"stop", r.stop},
 				{"started again", r.startedAgain},
+				{"hung", r.hung},
 			} {
 				if !t.Run(step.name, step.run) {
 					t.Fatal("the steps after this one would tell nothing")
@@ -129,6 +134,12 @@ func startSimulated(t *testing.T, _ string) *ollamaBackend {
 			return slices.Clone(moves)
 		},
 		kill: kill, restart: listen,
+		hang: func(ahead bool) {
+			if ahead {
+				sim.Inject(ollamasim.Fault{Kind: ollamasim.HangMid, After: 50, Times: 1})
+			}
+		},
+		resume: sim.Clear,
 	}
 }
 
@@ -153,6 +164,12 @@ func startReal(t *testing.T, root string) *ollamaBackend {
 		},
 		kill:    func() { must(s.Kill()) },
 		restart: func() { must(s.Restart(context.Background())) },
+		hang: func(ahead bool) {
+			if !ahead {
+				must(s.Pause())
+			}
+		},
+		resume: func() { must(s.Resume()) },
 	}
 }
 
@@ -164,7 +181,8 @@ type rig struct {
 	simulated bool
 
 	cmd        *exec.Cmd
-	exited     chan error
+	exited     chan struct{} // closed once exit is known
+	exit       error
 	log        string // its standard error
 	api, admin string // base URLs
 	client     *openai.Client
@@ -173,7 +191,7 @@ type rig struct {
 }
 
 // start starts tenure, which ends with t at the latest.
-func (r *rig) start(t *testing.T) {
+func (r *rig) start(t *testing.T, settings ...string) {
 	t.Helper()
 	r.api, r.admin = "", ""
 	r.log = filepath.Join(t.ArtifactDir(), "tenure.log")
@@ -183,10 +201,10 @@ func (r *rig) start(t *testing.T) {
 	}
 	defer stderr.Close() // the process has its own
 	r.cmd = exec.Command(r.bin, "serve")
-	r.cmd.Env = []string{
+	r.cmd.Env = append([]string{
 		"OLLAMA_HOST=" + r.back.url.Host, "MAX_CONCURRENT_MODELS=3", "TENURE_LOG_LEVEL=debug",
 		"TENURE_LISTEN=127.0.0.1:0", "TENURE_ADMIN_LISTEN=127.0.0.1:0",
-	}
+	}, settings...)
 	r.cmd.Stderr = stderr
 	stdout, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -195,7 +213,8 @@ func (r *rig) start(t *testing.T) {
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	r.exited = make(chan error, 1)
+	cmd, exited := r.cmd, make(chan struct{}) // of this start
+	r.exited = exited
 	addresses := regexp.MustCompile(`(?m)^(API|Admin) +(http://[^/ ]+)`)
 	lines := bufio.NewScanner(stdout)
 	for (r.api == "" || r.admin == "") && lines.Scan() {
@@ -209,10 +228,12 @@ func (r *rig) start(t *testing.T) {
 	}
 	go func() {
 		_, _ = io.Copy(io.Discard, stdout)
-		r.exited <- r.cmd.Wait()
+		r.exit = cmd.Wait()
+		close(exited)
 	}()
 	t.Cleanup(func() {
-		_ = r.cmd.Process.Kill() // it has exited if all went well
+		_ = cmd.Process.Kill() // it may have exited
+		<-exited
 		if log, err := os.ReadFile(r.log); t.Failed() && err == nil {
 			lines := strings.Split(string(log), "\n")
 			t.Logf("tenure's last words:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
@@ -234,6 +255,20 @@ func (r *rig) state(t *testing.T) proxy.State {
 		t.Fatalf("state: %d %s %v", status, body, err)
 	}
 	return s
+}
+
+// metric is the sum of a metric over its labels.
+func (r *rig) metric(t *testing.T, name string) (total float64) {
+	t.Helper()
+	_, text := r.get(t, r.admin+"/metrics")
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(text, -1) {
+		v, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Error(err)
+		}
+		total += v
+	}
+	return total
 }
 
 func (r *rig) get(t *testing.T, url string) (int, string) {
@@ -723,12 +758,14 @@ func (r *rig) count() map[ollamasim.What]int {
 // compare holds what tenure ordered against what Ollama did.
 func (r *rig) compare(t *testing.T) {
 	t.Helper()
-	var ordered residency.Counters
+	var loads, unloads, revived int
 	var did map[ollamasim.What]int
 	agree := func() bool {
-		st := r.state(t).Residency
-		ordered, did = st.Counters, r.count()
-		return did[ollamasim.Load] == int(ordered.Loads) && did[ollamasim.Unload] == int(ordered.Unloads)
+		st := r.state(t).Residency.Counters
+		// A model whose slot Ollama lost is loaded anew beside the books.
+		revived = int(r.metric(t, "tenure_model_revivals_total"))
+		loads, unloads, did = int(st.Loads)+revived, int(st.Unloads)+revived, r.count()
+		return did[ollamasim.Load] == loads && did[ollamasim.Unload] == unloads
 	}
 	// A move under way is in one of the books first.
 	for range 100 {
@@ -737,8 +774,8 @@ func (r *rig) compare(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Logf("loads: tenure ordered %d, Ollama did %d; unloads: tenure ordered %d, Ollama did %d; Ollama evicted %d by itself",
-		ordered.Loads, did[ollamasim.Load], ordered.Unloads, did[ollamasim.Unload], did[ollamasim.Evict])
+	t.Logf("loads: tenure ordered %d, Ollama did %d; unloads: tenure ordered %d, Ollama did %d; Ollama evicted %d by itself and lost %d slots",
+		loads, did[ollamasim.Load], unloads, did[ollamasim.Unload], did[ollamasim.Evict], revived)
 	if !agree() {
 		t.Errorf("the books differ: %+v, Ollama's are %v", r.state(t).Residency.Counters, r.moves())
 	}
@@ -751,25 +788,15 @@ func (r *rig) compare(t *testing.T) {
 func (r *rig) books(t *testing.T) {
 	eventually(t, "rest", func() bool { return r.state(t).Residency.Leases == 0 })
 	r.compare(t)
-	if slices.Contains(r.moves(), ollamasim.Move{What: ollamasim.Unload, Model: "phi3:mini"}) {
-		t.Errorf("T0 was unloaded: %v", r.moves())
+	revived := r.metric(t, "tenure_model_revivals_total") // the only reason to unload a T0 model
+	if moves := r.moves(); revived == 0 && slices.Contains(moves, ollamasim.Move{What: ollamasim.Unload, Model: "phi3:mini"}) {
+		t.Errorf("T0 was unloaded: %v", moves)
 	}
-	_, metrics := r.get(t, r.admin+"/metrics")
-	sum := func(name string) (total float64) {
-		for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(metrics, -1) {
-			v, err := strconv.ParseFloat(m[1], 64)
-			if err != nil {
-				t.Error(err)
-			}
-			total += v
-		}
-		return total
-	}
-	received, ended := sum("tenure_requests_received_total"), sum("tenure_requests_total")
+	received, ended := r.metric(t, "tenure_requests_received_total"), r.metric(t, "tenure_requests_total")
 	if received == 0 || received != ended {
 		t.Errorf("%v requests received, %v ended", received, ended)
 	}
-	if loads := sum("tenure_model_loads_total"); int(loads) != r.count()[ollamasim.Load] {
+	if loads := r.metric(t, "tenure_model_loads_total") + revived; int(loads) != r.count()[ollamasim.Load] {
 		t.Errorf("/metrics tells of %v loads, Ollama did %d", loads, r.count()[ollamasim.Load])
 	}
 	if n := r.state(t).Residency.Counters.Unsound; n != 0 {
@@ -812,6 +839,29 @@ func (r *rig) startedAgain(t *testing.T) {
 	}
 }
 
+// An Ollama that falls silent within an answer, its connections open: the
+// client is told, the seat comes back, and all is well once it goes on.
+func (r *rig) hung(t *testing.T) {
+	r.start(t, "TENURE_IDLE_TIMEOUT=2s")
+	eventually(t, "preload", func() bool { return slices.Contains(r.ready(t), "phi3:mini") })
+	r.back.hang(true)
+	stream := r.long(t, t.Context(), "Write until you hang.")
+	defer stream.Close()
+	r.back.hang(false)
+	began := time.Now()
+	var err error
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	var e *openai.APIError
+	if !errors.As(err, &e) || e.Code != "upstream_timeout" || time.Since(began) > 10*time.Second {
+		t.Errorf("after %v: %v, want upstream_timeout after 2 s", time.Since(began), err)
+	}
+	eventually(t, "the seat given back", func() bool { return r.state(t).Residency.Leases == 0 })
+	r.back.resume()
+	r.check(t, r.chat(t, request("phi3:mini", "Are you awake?")), "phi3:mini", "general", "phi3:mini")
+}
+
 // Told to stop, tenure finishes what streams and exits in peace.
 func (r *rig) stop(t *testing.T) {
 	r.chat(t, request("llama3", "You will be left behind."))
@@ -830,9 +880,9 @@ func (r *rig) stop(t *testing.T) {
 		}
 	}
 	select {
-	case err := <-r.exited:
-		if err != nil {
-			t.Errorf("exit: %v", err)
+	case <-r.exited:
+		if r.exit != nil {
+			t.Errorf("exit: %v", r.exit)
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("still running 20 s after its last answer")
