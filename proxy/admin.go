@@ -82,6 +82,7 @@ type State struct {
 
 // OllamaState is what was last seen of the server.
 type OllamaState struct {
+	URL       string           `json:"url"` // without a password
 	Reachable bool             `json:"reachable"`
 	Since     time.Time        `json:"since"`
 	Version   string           `json:"version"`
@@ -107,7 +108,7 @@ func (s *Server) State() State {
 	b := &s.backend
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	st.Ollama = OllamaState{Reachable: b.up, Since: b.since, Version: b.version, Installed: []string{}, Resident: []OllamaResident{}}
+	st.Ollama = OllamaState{URL: s.ollama.URL(), Reachable: b.up, Since: b.since, Version: b.version, Installed: []string{}, Resident: []OllamaResident{}}
 	for _, m := range b.models {
 		st.Ollama.Installed = append(st.Ollama.Installed, ShortName(m.Name))
 	}

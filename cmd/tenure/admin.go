@@ -12,6 +12,8 @@ import (
 	"strings"
 )
 
+var errNoServer = errors.New("no tenure answers (TENURE_ADMIN_LISTEN)")
+
 // askAdmin sends one request to the admin side of a running server, which is
 // found at TENURE_ADMIN_LISTEN. Statuses other than 200 and those wanted become errors
 // with the server's own words. The caller closes the body.
@@ -36,7 +38,7 @@ func askAdmin(ctx context.Context, cfg *config, method, path, body string, wante
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("no tenure answers (TENURE_ADMIN_LISTEN): %w", err)
+		return nil, fmt.Errorf("%w: %w", errNoServer, err)
 	}
 	if resp.StatusCode == http.StatusOK || slices.Contains(wanted, resp.StatusCode) {
 		return resp, nil

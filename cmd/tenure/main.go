@@ -37,8 +37,14 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// exitError ends the program with a code of the command's own. What there is to
+// say has been said.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
 // run is main without a process: it returns the exit code. 0 success, 1
-// failure, 2 a wrong command line or setting.
+// failure, 2 a wrong command line or setting, others are a command's own.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	p := &program{environ: map[string]string{}, stdout: stdout, stderr: stderr}
 	for _, kv := range environ {
@@ -64,6 +70,9 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if err == nil {
 		return 0
 	}
+	if code, ok := errors.AsType[exitError](err); ok {
+		return int(code)
+	}
 	fmt.Fprintln(stderr, "tenure:", err)
 	if _, ok := errors.AsType[usageError](err); ok || strings.HasPrefix(err.Error(), "unknown command") {
 		fmt.Fprintln(stderr, "Run tenure --help for the commands, tenure serve --print-config for the settings.")
@@ -77,6 +86,7 @@ func (p *program) commands() []*cobra.Command {
 	return []*cobra.Command{
 		p.serveCmd(),
 		p.statusCmd(),
+		p.checkCmd(),
 		p.whyCmd(),
 		p.preloadCmd(),
 		p.routeCmd(),

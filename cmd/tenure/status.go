@@ -43,6 +43,8 @@ server is found at TENURE_ADMIN_LISTEN, the key is taken from TENURE_ADMIN_KEY.`
 	return cmd
 }
 
+// fetchState asks the server at the admin address. With an error it returns
+// what was read if that came from a tenure.
 func fetchState(ctx context.Context, cfg *config) (*proxy.State, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

@@ -172,6 +172,9 @@ func New(base *url.URL, cfg Config) *Client {
 	}
 }
 
+// URL is where the server is, without a password.
+func (c *Client) URL() string { return c.base.Redacted() }
+
 // Close ends the probes and drops idle connections. No call may follow.
 func (c *Client) Close() {
 	c.end()
