@@ -126,10 +126,12 @@ func TestServeReadsCards(t *testing.T) {
 			return strings.Contains(status.String(), want)
 		}
 	}
-	await("three models", tells("Memory 16.0 GiB of 20.0 GiB, 3 of 3 models\nFigures by nvml, driver stand-in 1.0: others hold 0 B"))
+	await("three models", tells("3 of 3 models"))
+	await("figures by the driver", tells("Figures by nvml, driver stand-in 1.0: others hold 0 B"))
 	figures(16, 6)
-	await("less for models", tells("of 15.0 GiB (others leave that of the 20.0 GiB configured), 2 of 3 models"))
+	await("less for models", tells("Others leave 15.0 GiB of the 20.0 GiB configured"))
+	await("fewer models", tells("2 of 3 models"))
 	await("by whom", tells("python3         666   6.0 GiB"))
 	figures(9, 0)
-	await("all of it again", tells("of 20.0 GiB, "))
+	await("all of it again", func() bool { return !tells("Others leave")() })
 }
