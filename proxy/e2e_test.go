@@ -17,6 +17,7 @@ import (
 
 	"tenure/cache"
 	"tenure/proxy/ollama"
+	"tenure/proxy/ollama/ollamasim"
 	"tenure/proxy/ollama/ollamatest"
 	"tenure/residency"
 	"tenure/routing"
@@ -185,7 +186,7 @@ func TestE2EReconcile(t *testing.T) {
 	}
 	evictions := 0
 	for _, m := range moves {
-		if m.What == ollamatest.Evict {
+		if m.What == ollamasim.Evict {
 			evictions++
 		}
 	}
