@@ -48,6 +48,7 @@ type Request struct {
 	Key     Key
 	MaxAge  time.Duration // a kept answer older than this does not count; zero: any age
 	Refresh bool          // make the answer anew, and keep it in place of the old one
+	Rank    int           // urgency, 0 first: work of a later rank is not joined, for it may wait long
 }
 
 // Config sizes a Cache.
@@ -74,6 +75,7 @@ type Cache struct {
 // flight is work in progress and those who read it.
 type flight struct {
 	key     Key
+	rank    int
 	rec     *Recording
 	cancel  context.CancelCauseFunc
 	readers int // guarded by Cache.mu
@@ -106,7 +108,7 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 	if !private && !q.Refresh {
 		// Flights before the store: an answer is kept before its flight leaves
 		// the map, so whoever finds no flight finds what it left.
-		if f := c.flights[q.Key]; f != nil && f.rec.whole() {
+		if f := c.flights[q.Key]; f != nil && f.rank <= q.Rank && f.rec.whole() {
 			return c.joinLocked(f), Shared, 0
 		}
 		if e, age, ok := c.keptLocked(q); ok {
@@ -114,13 +116,13 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 			return rec.read(func() {}), Hit, age
 		}
 	}
-	f := &flight{key: q.Key, rec: newRecording(c.limit)}
+	f := &flight{key: q.Key, rank: q.Rank, rec: newRecording(c.limit)}
 	if c.closed {
 		f.rec.finish(ErrClosed)
 		return f.rec.read(func() {}), Bypass, 0
 	}
-	if !private && !q.Refresh {
-		c.flights[q.Key] = f
+	if !private {
+		c.flights[q.Key] = f // in place of one that may not be joined, if there is one
 	}
 	var ctx context.Context
 	ctx, f.cancel = context.WithCancelCause(c.ctx)
@@ -148,7 +150,7 @@ func (c *Cache) keptLocked(q Request) (*entry, time.Duration, bool) {
 func (c *Cache) fly(ctx context.Context, f *flight, fill Fill) {
 	defer f.cancel(nil)
 	ttl, err := guarded(ctx, f.rec, fill)
-	if err == nil && ttl > 0 && f.key != (Key{}) && c.store != nil && f.rec.whole() {
+	if err == nil && ttl > 0 && c.store != nil && f.rec.whole() && c.current(f) {
 		c.store.put(&entry{key: f.key, chunks: f.rec.chunks, kept: time.Now()}, ttl)
 	}
 	f.rec.finish(err)
@@ -178,6 +180,14 @@ func (c *Cache) joinLocked(f *flight) *Reader {
 			f.cancel(errAbandoned)
 		}
 	})
+}
+
+// current reports whether a flight is the newest of its key: the answer of one
+// that was replaced is not kept.
+func (c *Cache) current(f *flight) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flights[f.key] == f
 }
 
 func (c *Cache) forgetLocked(f *flight) {

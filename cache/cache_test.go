@@ -100,6 +100,20 @@ func TestSharedFlight(t *testing.T) {
 	})
 }
 
+// Urgent work does not wait for what may wait long; the other way round it does.
+func TestRankOfAFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20})
+		k := KeyOf([]byte("q"))
+		later, _, _ := c.Do(Request{Key: k, Rank: 1}, speak(time.Hour, time.Hour, "same"))
+		soon, o, _ := c.Do(Request{Key: k}, speak(time.Second, time.Hour, "same"))
+		joined, o2, _ := c.Do(Request{Key: k, Rank: 1}, nil)
+		want(t, soon, o, Miss, "same")
+		want(t, joined, o2, Shared, "same")
+		later.Close()
+	})
+}
+
 func TestLeaderLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := open(t, Config{})
@@ -183,6 +197,15 @@ func TestPrivateAndRefresh(t *testing.T) {
 		synctest.Wait()
 		r, o, _ = c.Do(q, nil)
 		want(t, r, o, Hit, "new")
+		// What was begun before a refresh and ends after it is not kept.
+		c.Clear()
+		slow, _, _ := c.Do(q, speak(time.Minute, time.Hour, "slow"))
+		r, o, _ = c.Do(Request{Key: q.Key, Refresh: true}, speak(time.Second, time.Hour, "fresh"))
+		want(t, r, o, Miss, "fresh")
+		want(t, slow, Miss, Miss, "slow")
+		synctest.Wait()
+		r, o, _ = c.Do(q, nil)
+		want(t, r, o, Hit, "fresh")
 		c.Clear()
 		r, o, _ = c.Do(q, speak(0, 0, "cleared"))
 		want(t, r, o, Miss, "cleared")
@@ -327,10 +350,17 @@ func TestStoreGivesBackOnlyWhatWasPut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.close()
-	big := &entry{key: KeyOf([]byte("big")), chunks: [][]byte{make([]byte, 1<<20)}}
+	big := &entry{key: KeyOf([]byte("big")), chunks: [][]byte{make([]byte, 1<<20/largestShare+1)}}
 	s.put(big, time.Hour)
 	if _, ok := s.get(big.key); ok {
 		t.Error("an entry larger than its share was kept")
+	}
+	// Two keys that ristretto cannot tell apart are told apart here.
+	one, other := KeyOf([]byte("one")), KeyOf([]byte("other"))
+	s.ristretto.SetWithTTL(one[:], &entry{key: other}, 1, time.Hour)
+	s.ristretto.Wait()
+	if _, ok := s.get(one); ok {
+		t.Error("an entry was given for another key")
 	}
 	kept := 0
 	for i := range 500 {
