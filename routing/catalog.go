@@ -68,7 +68,7 @@ func Builtin() *Catalog {
 // The file's own shape.
 type (
 	modelEntry struct {
-		Tier    int     `yaml:"tier"`
+		Tier    *int    `yaml:"tier"`
 		Memory  float64 `yaml:"memory"`
 		Context int     `yaml:"num_ctx"`
 		Slots   int     `yaml:"slots"`
@@ -155,16 +155,24 @@ func (p *catalogParser) model(key, value ast.Node) {
 		return
 	}
 	m := Model{
-		Name: p.canonical(plain(key)), Tier: e.Tier, Memory: e.Memory, Context: e.Context,
+		Name: p.canonical(plain(key)), Memory: e.Memory, Context: e.Context,
 		Slots: e.Slots, Trained: e.Trained, Load: p.duration(value, "load", e.Load),
 	}
 	if _, ok := p.catalog.model(m.Name); ok {
 		p.problem(key, "the model %s is listed twice", m.Name)
 	}
-	if m.Tier < 0 || m.Tier > 2 {
-		p.problem(at(value, "tier"), "tier is %d: 0 (always loaded), 1 (kept warm) or 2 (on demand) is allowed", m.Tier)
+	if m.Name == "" {
+		p.problem(key, "a model needs a name")
 	}
-	if m.Memory <= 0 || m.Memory > 1024 {
+	switch {
+	case e.Tier == nil:
+		p.problem(key, "%s: a tier is needed: 0 (always loaded), 1 (kept warm) or 2 (on demand)", m.Name)
+	case *e.Tier < 0 || *e.Tier > 2:
+		p.problem(at(value, "tier"), "tier is %d: 0 (always loaded), 1 (kept warm) or 2 (on demand) is allowed", *e.Tier)
+	default:
+		m.Tier = *e.Tier
+	}
+	if !(m.Memory > 0 && m.Memory <= 1024) { // not a number is neither
 		p.problem(at(value, "memory"), "memory is %g: GiB above 0 are needed", m.Memory)
 	}
 	if m.Context < 256 || m.Context > 1<<20 {
@@ -199,10 +207,10 @@ func (p *catalogParser) task(key, value ast.Node) {
 	if t.MaxTokens < 1 {
 		p.problem(at(value, "max_tokens"), "max_tokens is %d: at least 1 is needed", t.MaxTokens)
 	}
-	if t.Temperature != nil && (*t.Temperature < 0 || *t.Temperature > 2) {
+	if t.Temperature != nil && !(*t.Temperature >= 0 && *t.Temperature <= 2) {
 		p.problem(at(value, "temperature"), "temperature is %g: 0 to 2 is allowed", *t.Temperature)
 	}
-	if t.Threshold != nil && (*t.Threshold < 0 || *t.Threshold > 1) {
+	if t.Threshold != nil && !(*t.Threshold >= 0 && *t.Threshold <= 1) {
 		p.problem(at(value, "threshold"), "threshold is %g: a probability from 0 to 1 is allowed", *t.Threshold)
 	}
 	if t.Batch < 0 {

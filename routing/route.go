@@ -70,10 +70,13 @@ var (
 	ErrUnknownModel = errors.New("routing: unknown model")
 	// ErrNotPulled tells that the catalog's model, and its fallbacks, are not installed.
 	ErrNotPulled = errors.New("routing: model is not pulled")
+	// ErrNotHeard tells that the server was not heard of yet, so that nobody
+	// knows whether it has the model.
+	ErrNotHeard = errors.New("routing: the server's models are not known yet")
 )
 
-// ModelError names the model that a request cannot have. It is ErrUnknownModel
-// or ErrNotPulled.
+// ModelError names the model that a request cannot have. It is ErrUnknownModel,
+// ErrNotPulled or ErrNotHeard.
 type ModelError struct {
 	Asked string // as the client wrote it
 	Pull  string // what to pull, with ErrNotPulled
@@ -199,6 +202,8 @@ func (r *Router) own(asked string) (Decision, error) {
 	switch {
 	case !here && known:
 		return Decision{}, &ModelError{Asked: asked, Pull: name, Err: ErrNotPulled}
+	case !here && asked != "" && !strings.HasPrefix(asked, virtual) && r.installed.Load() == nil:
+		return Decision{}, &ModelError{Asked: asked, Err: ErrNotHeard}
 	case !here:
 		return Decision{}, &ModelError{Asked: asked, Err: ErrUnknownModel}
 	case !known:

@@ -65,6 +65,7 @@ func TestCatalogProblems(t *testing.T) {
     tier: 3
     memory: -1
     num_ctx: 12
+  none: {memory: 1, num_ctx: 4096}
   other:
     tier: "one"
     memory: 2
@@ -92,10 +93,11 @@ workflows:
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		"line 24: \"extra\"", "line 3: tier is 3", "line 4: memory is -1", "line 5: num_ctx is 12", "line 7: other:",
-		"line 13: num_ctx is 8192, more than the 4096", "line 15: slots is 0", "line 16: big: \"gpu\"",
-		"line 18: the task \"Parsing\"", "line 19: model: \"nowhere\"", "line 20: max_tokens is 0", "line 21: temperature is 3",
-		"line 22: cache_ttl: \"soon\"", "line 23: expect", "the task general is needed", "the workflow all: \"nothing\"",
+		"line 25: \"extra\"", "line 3: tier is 3", "line 4: memory is -1", "line 5: num_ctx is 12", "line 8: other:",
+		"line 14: num_ctx is 8192, more than the 4096", "line 16: slots is 0", "line 17: big: \"gpu\"",
+		"line 19: the task \"Parsing\"", "line 20: model: \"nowhere\"", "line 21: max_tokens is 0", "line 22: temperature is 3",
+		"line 23: cache_ttl: \"soon\"", "line 24: expect", "the task general is needed", "the workflow all: \"nothing\"",
+		"line 6: none: a tier is needed",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error lacks %q:\n%v", want, err)
