@@ -89,7 +89,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 		job := job{
 			chat: chat, model: model, class: class(chat, &d), decision: &d,
 			params: wire.Params{
-				Model: model.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.Limits.MaxTokens,
+				Model: model.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.MaxTokens,
 				Temperature: d.Parameters.Temperature, Capabilities: facts.Capabilities,
 			},
 		}
@@ -110,6 +110,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 		}
 		s.measured.overflowed(model.Name)
 		room, x.cause = model.Context, routing.Context
+		x.retract()
 	}
 	return nil, errTooLong
 }
@@ -173,8 +174,8 @@ func (s *Server) cacheRequest(x *exchange, ep endpoint, j *job, digest string, c
 	temperature, known := j.chat.EffectiveTemperature(j.params)
 	exact := known && temperature == 0
 	j.ttl = j.decision.Parameters.CacheTTL
-	if !exact && !j.decision.Parameters.KeepSampled {
-		j.ttl = control.maxAge // a sampled answer is kept only for who asks for it
+	if j.ttl == 0 || !exact && !j.decision.Parameters.KeepSampled {
+		j.ttl = control.maxAge // kept only for who asks for it
 	}
 	if control.noStore || !exact && j.ttl == 0 {
 		return cache.Request{}
@@ -185,7 +186,7 @@ func (s *Server) cacheRequest(x *exchange, ep endpoint, j *job, digest string, c
 	options := j.chat.AppendKey(nil, j.params)
 	return cache.Request{
 		Key:    cache.KeyOf([]byte(keyVersion), []byte(x.tenant), []byte(ep.name), []byte(j.decision.Task), []byte(digest), options),
-		MaxAge: control.maxAge, Refresh: control.noCache,
+		MaxAge: control.maxAge, Refresh: control.noCache, Rank: int(j.class),
 	}
 }
 
@@ -230,8 +231,8 @@ func (s *Server) fill(j *job) cache.Fill {
 			}
 		}
 		s.measured.served(j, lease, &meter)
-		if recorder.Truncated() && j.chat.MaxTokens == nil {
-			return 0, nil // cut by our default, not by the client's wish
+		if recorder.Truncated() {
+			return 0, nil // whose limit it was, the client's, ours or the context's, is not told
 		}
 		return j.ttl, nil
 	}
@@ -302,10 +303,7 @@ func (s *Server) reply(x *exchange, reader *cache.Reader) error {
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	x.gin.Writer.WriteHeader(http.StatusOK)
-	if _, err := x.gin.Writer.Write(body); err != nil {
-		return errClientGone
-	}
-	return nil
+	return x.send(body, s.cfg.StallTimeout)
 }
 
 // readerError tells a client that left from work that failed.

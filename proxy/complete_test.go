@@ -153,8 +153,10 @@ func TestCacheControl(t *testing.T) {
 			{"sampled", "recruit/script_generation", "", "", "bypass"},
 			{"sampled, to be kept", "recruit/script_generation", "", "max-age=60", "miss"},
 			{"sampled, kept", "recruit/script_generation", "", "max-age=60", "hit"},
-			{"cut by the client's own limit", "recruit/matching_logic", `,"max_tokens":3`, "", "miss"},
-			{"cut, kept", "recruit/matching_logic", `,"max_tokens":3`, "", "hit"},
+			{"cut", "recruit/matching_logic", `,"max_tokens":3`, "", "miss"},
+			{"cut, not kept", "recruit/matching_logic", `,"max_tokens":3`, "", "miss"},
+			{"at temperature 0, to be kept", "recruit/script_generation", `,"temperature":0`, "max-age=60", "miss"},
+			{"at temperature 0, kept", "recruit/script_generation", `,"temperature":0`, "max-age=60", "hit"},
 			{"own name, the model's temperature", "mistral", "", "", "bypass"},
 			{"own name, temperature 0", "mistral", `,"temperature":0`, "", "miss"},
 			{"own name, kept", "mistral", `,"temperature":0`, "", "hit"},
@@ -172,7 +174,7 @@ func TestCacheControl(t *testing.T) {
 			t.Errorf("an event-stream client's no-cache: Tenure-Cache %s, want hit", got)
 		}
 		time.Sleep(2 * time.Minute)
-		if got := ask("recruit/script_generation", "", "Cache-Control", "max-age=60"); got != "miss" {
+		if got := ask("recruit/resume_parsing", "", "Cache-Control", "max-age=60"); got != "miss" {
 			t.Errorf("older than max-age: Tenure-Cache %s, want miss", got)
 		}
 	})

@@ -150,6 +150,10 @@ func problem(err error, outcome string, status int, code string, retry time.Dura
 }
 
 func unknownModel(e *routing.ModelError) *Error {
+	if errors.Is(e, routing.ErrNotHeard) {
+		return problem(e.Err, outcomeRefused, http.StatusServiceUnavailable, "upstream_unreachable", 5*time.Second,
+			"Ollama has not been reached yet, so its models are not known. Try again in a moment.")
+	}
 	message := fmt.Sprintf("The model %q does not exist. GET /v1/models lists those that do.", clip(e.Asked))
 	if e.Pull != "" {
 		message = fmt.Sprintf("The model %q is not on the server. Run: ollama pull %s", clip(e.Asked), e.Pull)

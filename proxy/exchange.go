@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -145,6 +146,10 @@ func (s *Server) admit(x *exchange) error {
 		return errDraining
 	}
 	if len(s.cfg.Keys) == 0 {
+		if s.cfg.Loopback && fromWebPage(x.gin.Request) {
+			return problem(nil, outcomeKey, http.StatusForbidden, "host_not_allowed", 0,
+				"Without TENURE_API_KEYS only this machine may ask, by a loopback host name and from no foreign web page.")
+		}
 		return nil
 	}
 	key, ok := find(s.cfg.Keys, presented(x.gin.Request.Header))
@@ -154,6 +159,20 @@ func (s *Server) admit(x *exchange) error {
 	}
 	x.tenant = key.name
 	return nil
+}
+
+// fromWebPage reports a request that a web page from elsewhere made a browser
+// on this machine send: its Host or its Origin is not this machine.
+func fromWebPage(r *http.Request) bool {
+	if !loopbackHost(r.Host) {
+		return true
+	}
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return false
+	}
+	u, err := url.Parse(origin)
+	return err != nil || !loopbackHost(u.Host)
 }
 
 // body reads the request's body whole, up to limit bytes.
@@ -175,8 +194,12 @@ func (x *exchange) body(limit int64) ([]byte, error) {
 			return nil, problem(err, outcomeCaller, http.StatusRequestEntityTooLarge, "request_too_large", 0,
 				"The request's body is over the limit of "+strconv.FormatInt(limit, 10)+" bytes.")
 		}
-		if err != nil {
+		if err != nil && x.ctx.Err() != nil {
 			return nil, errClientGone
+		}
+		if err != nil {
+			x.gin.Header("Connection", "close") // what comes next on it is not known
+			return nil, problem(err, outcomeCaller, http.StatusBadRequest, "invalid_body", 0, "The request's body could not be read to its end.")
 		}
 		if len(body) == cap(body) {
 			body = append(body, 0)[:len(body)]

@@ -79,7 +79,7 @@ func (m *metrics) request(x *exchange, outcome string) {
 	if x.firstByte > 0 {
 		m.firstByte.WithLabelValues(task, model).Observe(x.firstByte.Seconds())
 	}
-	if a := x.admission; a != nil {
+	if a := x.admission; a != nil && x.outcome != cache.Shared { // who joins takes no seat
 		m.queued.WithLabelValues(model, a.seat()).Observe(a.waited.Seconds())
 	}
 	if x.answer > 0 {

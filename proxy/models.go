@@ -34,8 +34,8 @@ func (s *Server) listModels(x *exchange) error {
 // getModel answers for one model, whether its slash came plain or escaped.
 func (s *Server) getModel(x *exchange) error {
 	id := strings.TrimPrefix(x.gin.Param("id"), "/")
-	if !s.router.Has(id) {
-		return &routing.ModelError{Asked: id, Err: routing.ErrUnknownModel}
+	if _, err := s.router.Route(routing.Request{Model: id}); err != nil {
+		return err
 	}
 	x.gin.JSON(http.StatusOK, s.model(id, s.backend.modifiedAt()))
 	return nil

@@ -71,9 +71,6 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 	if cfg.proxy.BodyBytes == 0 {
 		cfg.proxy.BodyBytes = 1 << 20
 	}
-	if cfg.proxy.Limits.MaxTokens == 0 {
-		cfg.proxy.Limits.MaxTokens = 8192
-	}
 	if cfg.idle == 0 {
 		cfg.idle = 2 * time.Minute
 	}

@@ -27,6 +27,8 @@ type Config struct {
 	Version  string // of the program
 
 	Limits       wire.Limits
+	MaxTokens    int           // most tokens of an answer, whatever the client asks for; 0: no cap
+	Loopback     bool          // only this machine reaches the API: without keys, neither does a web page
 	BodyBytes    int64         // of a request; larger ones are refused with 413
 	QueueTimeout time.Duration // longest wait for a seat
 	TotalTimeout time.Duration // longest time from seat to last token

@@ -41,7 +41,7 @@ func (x *exchange) present(chat *wire.Chat, digest string, ignored []string, age
 		x.encoder.Fingerprint = "fp_" + digest[:min(12, len(digest))]
 	}
 	if x.gin.Writer.Written() {
-		x.late = append(x.late, "Tenure-Model: "+x.model, "Tenure-Cause: "+x.cause)
+		x.late = append(x.late, "Tenure-Model: "+x.model, "Tenure-Cause: "+x.cause, "Tenure-Cache: "+x.outcome.String())
 		return
 	}
 	h := x.gin.Writer.Header()
@@ -82,6 +82,14 @@ func (x *exchange) admitted(a *admission) {
 	x.gin.Writer.Header().Set("Tenure-Queued-Ms", queued)
 }
 
+// retract takes back what was said of a seat whose model could not answer.
+func (x *exchange) retract() {
+	x.admission = nil
+	x.gin.Writer.Header().Del("Tenure-Residency")
+	x.gin.Writer.Header().Del("Tenure-Queued-Ms")
+	x.late = nil
+}
+
 // openStream sends the headers of a stream.
 func (x *exchange) openStream() {
 	if x.gin.Writer.Written() {
@@ -103,7 +111,11 @@ func (x *exchange) keepAlive(stall time.Duration) error {
 
 // send writes and flushes; a client that takes nothing for stall is given up.
 func (x *exchange) send(p []byte, stall time.Duration) error {
-	rc := http.NewResponseController(x.gin.Writer)
+	var w http.ResponseWriter = x.gin.Writer
+	if inner, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
+		w = inner.Unwrap() // gin's own Flush swallows the error
+	}
+	rc := http.NewResponseController(w)
 	if stall > 0 {
 		_ = rc.SetWriteDeadline(time.Now().Add(stall)) // a writer without deadlines is a test's
 	}

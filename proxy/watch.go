@@ -51,6 +51,17 @@ func (b *backend) facts(digest string) ollama.Facts {
 	return b.byDigest[digest]
 }
 
+// blobs are the weights' files of the installed models, by name.
+func (b *backend) blobs() map[string]string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	files := make(map[string]string, len(b.models))
+	for _, m := range b.models {
+		files[ShortName(m.Name)] = b.byDigest[m.Digest].Blob
+	}
+	return files
+}
+
 // Watch follows the server until ctx ends: whether it answers, what it has,
 // what is resident. Models that the book believes resident and Ollama does not
 // list are lost; others that it lists are counted as foreign. The cards are
@@ -174,9 +185,14 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 		return nil
 	}
 
-	listed := make(map[string]residency.Bytes, len(running))
+	// Ollama keeps one runner for all names of the same weights and lists it
+	// under the name that came first.
+	blobs := s.backend.blobs()
+	listed, weights := make(map[string]residency.Bytes, len(running)), map[string]bool{"": false}
 	for _, r := range running {
-		listed[ShortName(r.Name)] = r.Size
+		name := ShortName(r.Name)
+		listed[name] = r.Size
+		weights[blobs[name]] = blobs[name] != ""
 	}
 	// What moved while Ollama was asked is nobody's loss: only a model that was
 	// ready before and after, and was not listed in between, is gone.
@@ -189,8 +205,10 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 	now := s.residency.State()
 	for _, r := range now.Residents {
 		name := r.Model.Name
-		delete(foreign, name)
-		if _, there := listed[name]; !there && ready[name] && r.Phase == residency.Ready {
+		maps.DeleteFunc(foreign, func(other string, _ residency.Bytes) bool {
+			return other == name || blobs[name] != "" && blobs[other] == blobs[name]
+		})
+		if _, there := listed[name]; !there && !weights[blobs[name]] && ready[name] && r.Phase == residency.Ready {
 			s.found(whatVanished, name, "", 0)
 			s.residency.Lost(name)
 			lost = true

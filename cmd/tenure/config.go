@@ -103,6 +103,10 @@ func (p *program) loadConfig() (*config, error) {
 			wrong = append(wrong, refusal(field.Name, environ, ""))
 		}
 	}
+	c.AdminKey = strings.TrimSpace(c.AdminKey)
+	for i, k := range c.APIKeys {
+		c.APIKeys[i] = strings.TrimSpace(k)
+	}
 	wrong = append(wrong, c.check(environ, unreadable)...)
 	if len(wrong) > 0 {
 		return nil, usageError{errors.Join(wrong...)}
@@ -136,8 +140,8 @@ func refusal(field string, environ map[string]string, more string) error {
 	if environ[s.name] == "" {
 		read = strconv.Quote(s.standard) + " (the default)"
 	}
-	if s.secret {
-		read = "a key that is not shown"
+	if s.secret || strings.Contains(read, "@") {
+		read = "something that may be a secret"
 	}
 	if more != "" {
 		more = ": " + more
@@ -194,7 +198,7 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 }
 
 // tooShort reports a key that could be guessed.
-func tooShort(key string) bool { return len(strings.TrimSpace(key)) < 16 }
+func tooShort(key string) bool { return len(key) < 16 }
 
 // isLoopback reports whether only this machine can reach a listen address.
 func isLoopback(address string) (bool, error) {

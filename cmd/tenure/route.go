@@ -96,7 +96,7 @@ func readQuestion(in io.Reader, args []string, cfg *config) (routing.Request, er
 		return routing.Request{}, err
 	}
 	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
-		return proxy.Question(text, wire.Limits{MaxTokens: cfg.MaxTokens})
+		return proxy.Question(text, wire.Limits{})
 	}
 	return routing.Request{
 		Model: routing.Auto, Input: task.Input{Messages: []task.Message{{Role: "user", Text: string(text)}}},

@@ -17,7 +17,6 @@ import (
 	"tenure/proxy"
 	"tenure/proxy/ollama"
 	"tenure/proxy/ollama/ollamasim"
-	"tenure/proxy/wire"
 	"tenure/residency"
 	"tenure/residency/gpu"
 	"tenure/routing"
@@ -68,6 +67,11 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	if err != nil {
 		return usageError{err}
 	}
+	if cfg.Optimize {
+		if err := seatable(log, cfg, catalog); err != nil {
+			return usageError{err}
+		}
+	}
 	base, simulated, stopBackend, err := p.backend(ctx, cfg, catalog, simulate, wait)
 	if err != nil {
 		return err
@@ -105,7 +109,7 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 
 	server := proxy.New(proxy.Config{
 		Keys: hashed(cfg.APIKeys), AdminKey: adminKey(cfg.AdminKey), Version: version(),
-		Limits: wire.Limits{MaxTokens: cfg.MaxTokens}, BodyBytes: int64(cfg.BodyLimit),
+		MaxTokens: cfg.MaxTokens, Loopback: onlyLoopback(cfg), BodyBytes: int64(cfg.BodyLimit),
 		QueueTimeout: cfg.QueueTimeout, TotalTimeout: cfg.TotalTimeout, StallTimeout: cfg.StallTimeout,
 		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
 	}, proxy.Parts{
@@ -272,7 +276,7 @@ func (p *program) announce(base *url.URL, api, admin net.Addr, simulated bool) {
 func hashed(secrets []string) []proxy.Key {
 	var keys []proxy.Key
 	for _, s := range secrets {
-		keys = append(keys, proxy.HashKey(strings.TrimSpace(s)))
+		keys = append(keys, proxy.HashKey(s))
 	}
 	return keys
 }
@@ -295,4 +299,37 @@ func decisionLog(log *slog.Logger, journal *proxy.Journal) func(residency.Decisi
 		log.Log(context.Background(), level, "residency decided", "action", string(d.Action), "model", d.Model,
 			"for", d.For, "reason", d.Reason.String(), "waiting", d.Waiting+d.WaitingB, "took", d.Took, "err", d.Err)
 	}
+}
+
+// onlyLoopback reports whether nobody but this machine is meant to reach the
+// API.
+func onlyLoopback(cfg *config) bool {
+	loopback, err := isLoopback(cfg.Listen)
+	return err == nil && loopback && !cfg.AllowAnonymous
+}
+
+// seatable refuses settings under which the models that are always loaded could
+// not be, and warns of others that would have to be smaller than estimated.
+func seatable(log *slog.Logger, cfg *config, catalog *routing.Catalog) error {
+	var pinned float64
+	count := 0
+	for _, m := range catalog.Models {
+		if m.Tier == int(residency.T0) {
+			pinned += m.Memory
+			count++
+		}
+	}
+	if pinned > cfg.Memory {
+		return fmt.Errorf("MEMORY_THRESHOLD: %g GiB was read, the models that are always loaded (T0) need %g", cfg.Memory, pinned)
+	}
+	if count > cfg.MaxModels {
+		return fmt.Errorf("MAX_CONCURRENT_MODELS: %d was read, %d models are always loaded (T0)", cfg.MaxModels, count)
+	}
+	for _, m := range catalog.Models {
+		if m.Tier != int(residency.T0) && pinned+m.Memory > cfg.Memory {
+			log.Warn("model does not fit beside those that are always loaded", "model", m.Name,
+				"needs_gib", m.Memory, "always_loaded_gib", pinned, "setting", fmt.Sprintf("MEMORY_THRESHOLD=%g", cfg.Memory))
+		}
+	}
+	return nil
 }
