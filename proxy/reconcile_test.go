@@ -333,3 +333,29 @@ func TestOllamaReturns(t *testing.T) {
 		r.rest()
 	})
 }
+
+// A slot that a vanished client took along is found out and the model loaded
+// anew, beside the book: nothing is lost, nobody is refused.
+func TestSlotIsLost(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		time.Sleep(watchEvery)
+		before := r.scheduler.State().Counters
+		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.HangMid, Model: "phi3:mini", After: 2, Times: 1})
+		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.LeakSlot, Model: "phi3:mini", Times: 1})
+		// So slow that the watcher looks meanwhile.
+		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.SlowLoad, Model: "phi3:mini", Delay: 15 * time.Second, Times: 1})
+		if e := r.chat("phi3:mini", "hello", "").failure(t); e.Code != "upstream_timeout" {
+			t.Errorf("got %+v", e)
+		}
+		if a := r.chat("phi3:mini", "hello", ""); a.status != http.StatusOK {
+			t.Errorf("the next: %d %s", a.status, a.body)
+		}
+		time.Sleep(10 * time.Minute)
+		after := r.scheduler.State().Counters
+		if n := r.sim.Counts(); after.Loads != before.Loads || n.Loads != int(before.Loads)+1 || r.server.ollama.Revived() != 1 {
+			t.Errorf("the book counts %d more loads, Ollama did %d, %d revived", after.Loads-before.Loads, n.Loads, r.server.ollama.Revived())
+		}
+		r.wantFindings(nil)
+		r.rest()
+	})
+}

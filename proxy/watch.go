@@ -173,6 +173,13 @@ func (s *Server) routable(models []ollama.Installed, facts map[string]ollama.Fac
 // reconcile compares the book with what Ollama has in memory.
 func (s *Server) reconcile(ctx context.Context, returned bool) error {
 	before := s.residency.State()
+	// What moved while Ollama was asked is nobody's loss: only a model that was
+	// ready before and after, and was not listed in between, is gone. Nor is one
+	// that the client itself is loading anew.
+	ready := map[string]bool{}
+	for _, r := range before.Residents {
+		ready[r.Model.Name] = r.Phase == residency.Ready && !s.ollama.Probing(r.Model.Name)
+	}
 	running, err := s.ollama.Running(ctx)
 	if err != nil {
 		s.unreachable(ctx, err)
@@ -194,12 +201,6 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 		listed[name] = r.Size
 		weights[blobs[name]] = blobs[name] != ""
 	}
-	// What moved while Ollama was asked is nobody's loss: only a model that was
-	// ready before and after, and was not listed in between, is gone.
-	ready := map[string]bool{}
-	for _, r := range before.Residents {
-		ready[r.Model.Name] = r.Phase == residency.Ready
-	}
 	lost := false
 	foreign := maps.Clone(listed)
 	now := s.residency.State()
@@ -208,7 +209,7 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 		maps.DeleteFunc(foreign, func(other string, _ residency.Bytes) bool {
 			return other == name || blobs[name] != "" && blobs[other] == blobs[name]
 		})
-		if _, there := listed[name]; !there && !weights[blobs[name]] && ready[name] && r.Phase == residency.Ready {
+		if _, there := listed[name]; !there && !weights[blobs[name]] && ready[name] && r.Phase == residency.Ready && !s.ollama.Probing(name) {
 			s.found(whatVanished, name, "", 0)
 			s.residency.Lost(name)
 			lost = true

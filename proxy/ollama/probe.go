@@ -101,5 +101,13 @@ func (c *Client) probe(ctx context.Context, at slot) error {
 	return nil
 }
 
+// Probing reports whether it is being found out that a model has a slot; if
+// not, the model is missing from /api/ps for a while.
+func (c *Client) Probing(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.probes[Canonical(name)] != nil
+}
+
 // Revived counts the models that were loaded anew because their slot was lost.
 func (c *Client) Revived() uint64 { return c.revived.Load() }
