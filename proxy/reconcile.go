@@ -283,8 +283,8 @@ func (s *Server) runnerLost(model string, began time.Time, err error) {
 // unstick watches over the load under way. One that takes far longer than
 // expected, while everything else answers, shows a wedged scheduler: Ollama
 // waits for a model to leave that was used again. Unloading that model once
-// more frees it: first those that are on their way out, later, one at a time,
-// the idle ones. Until a load completes the server is not ready.
+// more frees it: those that are on their way out, or else, one at a time, the
+// idle ones. Until a load completes the server is not ready.
 func (s *Server) unstick(ctx context.Context, st *residency.State, running []ollama.Resident) {
 	var loading *residency.Model
 	for i := range st.Residents {
@@ -328,13 +328,14 @@ func (s *Server) unstick(ctx context.Context, st *residency.State, running []oll
 	tried := w.tried
 	s.watched.mu.Unlock()
 
-	if !first {
-		s.sacrifice(ctx, loading.Name, st, tried, overdue)
-	}
 	if first {
 		s.found(whatWedge, loading.Name, "", overdue)
 	}
-	for _, victim := range s.stopping(loading.Name, st, running) {
+	victims := s.stopping(loading.Name, st, running)
+	if !first || len(victims) == 0 {
+		s.sacrifice(ctx, loading.Name, st, tried, overdue)
+	}
+	for _, victim := range victims {
 		s.found(whatRescue, victim, loading.Name, overdue)
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		if err := s.ollama.Unload(ctx, residency.Model{Name: victim}); err != nil {
@@ -344,9 +345,10 @@ func (s *Server) unstick(ctx context.Context, st *residency.State, running []oll
 	}
 }
 
-// sacrifice unloads one idle resident that is not always loaded: Ollama may
-// wait for it to leave though it lists it as pinned, when it was chosen to make
-// room for somebody else's model. The book loads it again afterwards.
+// sacrifice unloads one idle resident that is not always loaded. Ollama may
+// wait for one to leave that it lists as pinned: one that it chose itself to
+// make room for somebody else's model. Any that leaves wakes it. The book loads
+// it again afterwards.
 func (s *Server) sacrifice(ctx context.Context, loading string, st *residency.State, tried []string, overdue time.Duration) {
 	for _, r := range slices.Backward(st.Residents) { // the weakest claim first
 		name := r.Model.Name

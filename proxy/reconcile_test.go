@@ -258,7 +258,7 @@ func TestWedgeByAResidentIsRescued(t *testing.T) {
 		if a.status != http.StatusOK {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
-		if took := time.Since(began); took < 40*time.Second || took > 70*time.Second {
+		if took := time.Since(began); took < 20*time.Second || took > 40*time.Second {
 			t.Errorf("the rescue took %v", took)
 		}
 		time.Sleep(time.Minute)
