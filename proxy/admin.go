@@ -77,7 +77,7 @@ type State struct {
 	GPU       CardState       `json:"gpu"`
 	Residency residency.State `json:"residency"`
 	Memory    MemoryState     `json:"memory"`
-	Trouble   string          `json:"trouble,omitempty"` // why the server is not ready though Ollama answers
+	Trouble   string          `json:"trouble,omitempty"` // what an operator must mend, though Ollama answers
 }
 
 // OllamaState is what was last seen of the server.

@@ -43,6 +43,10 @@ const (
 	// sweepEvery is the pause between two unloads of a model that somebody
 	// keeps loading past tenure.
 	sweepEvery = time.Minute
+	// Models that vanish so many times within so long are not accidents.
+	vanishesMany = 7
+	vanishesIn   = 2 * time.Minute
+	evictsWhy    = "Ollama evicts by itself: OLLAMA_MAX_LOADED_MODELS must be at least MAX_CONCURRENT_MODELS, MEMORY_THRESHOLD no more than the GPU has, and no other client may load models"
 	// holdWithin is how long a repair waits for a model to itself.
 	holdWithin = time.Second
 )
@@ -54,10 +58,12 @@ type watched struct {
 	excused map[string]bool      // the operator unloaded it: a restart does not bring it back
 	lost    map[string]time.Time // when a dead runner was last reported
 	stuck   stuck
+	evicts  bool // Ollama evicts by itself
 
 	// Of the watcher's goroutine alone.
 	seen    map[string]shape     // ready models, as they were first seen
 	strange map[string]time.Time // models that are not ours: when they were last unloaded, or zero
+	gone    []time.Time          // when models vanished lately
 	high    bool                 // memory is above memoryHigh
 }
 
@@ -93,7 +99,27 @@ func (w *watched) trouble() string {
 	if model := w.stuckOn(); model != "" {
 		return "Ollama answers but completes no load: " + model + " is overdue. Restart Ollama if it does not end by itself"
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.evicts {
+		return "Models keep vanishing, as when " + evictsWhy
+	}
 	return ""
+}
+
+// vanished counts models that were gone at one look, and reports whether it has
+// just become clear that something keeps taking them away.
+func (w *watched) vanished(n int) bool {
+	now := time.Now()
+	w.gone = slices.DeleteFunc(w.gone, func(at time.Time) bool { return now.Sub(at) > vanishesIn })
+	for range n {
+		w.gone = append(w.gone, now)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := w.evicts
+	w.evicts = len(w.gone) >= vanishesMany || before && len(w.gone) > 0
+	return w.evicts && !before
 }
 
 // excuse records whether the operator wants a model not to be preloaded.

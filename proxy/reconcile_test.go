@@ -359,3 +359,17 @@ func TestSlotIsLost(t *testing.T) {
 		r.rest()
 	})
 }
+
+// An Ollama that may hold fewer models than tenure thinks evicts by itself, for
+// ever: the state and the log say what is wrong.
+func TestOllamaEvicts(t *testing.T) {
+	inBubble(t, rigConfig{sim: ollamasim.Config{MaxLoaded: 2}}, func(t *testing.T, r *rig) {
+		time.Sleep(2 * time.Minute)
+		if st := adminGet[State](t, r, "/admin/state"); !strings.Contains(st.Trouble, "OLLAMA_MAX_LOADED_MODELS") {
+			t.Errorf("trouble %q", st.Trouble)
+		}
+		if n := strings.Count(r.log.String(), "models keep vanishing"); n != 1 {
+			t.Errorf("logged %d times, want once", n)
+		}
+	})
+}

@@ -201,7 +201,7 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 		listed[name] = r.Size
 		weights[blobs[name]] = blobs[name] != ""
 	}
-	lost := false
+	lost := 0
 	foreign := maps.Clone(listed)
 	now := s.residency.State()
 	for _, r := range now.Residents {
@@ -212,7 +212,7 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 		if _, there := listed[name]; !there && !weights[blobs[name]] && ready[name] && r.Phase == residency.Ready && !s.ollama.Probing(name) {
 			s.found(whatVanished, name, "", 0)
 			s.residency.Lost(name)
-			lost = true
+			lost++
 		}
 	}
 	for name, wasReady := range ready {
@@ -225,7 +225,10 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 	}
 	s.strangers(ctx, foreign)
 	s.residency.Foreign(foreign)
-	if returned || lost {
+	if s.watched.vanished(lost) {
+		s.log.Error("models keep vanishing", "cause", evictsWhy)
+	}
+	if returned || lost > 0 {
 		s.preload()
 	}
 	s.repair(ctx, &before, &now, running)

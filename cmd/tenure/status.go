@@ -68,7 +68,7 @@ func printState(w io.Writer, st *proxy.State) error {
 		fmt.Fprintln(w, "Residency is not managed (A5000_OPTIMIZATION=false)")
 	}
 	if st.Trouble != "" {
-		fmt.Fprintln(w, "NOT READY:", st.Trouble)
+		fmt.Fprintln(w, "TROUBLE:", st.Trouble)
 	}
 	m := st.Memory
 	fmt.Fprintf(w, "Memory %.1f GiB of %.1f GiB (%.0f %%), %.1f GiB free, %d of %d models\n", m.Usage, m.Total, 100*m.Utilization, m.Free, m.Loaded, m.MaxModels)
