@@ -155,7 +155,7 @@ func (d *Detector) Detect(in Input) Result {
 		}
 		q := probs{deferring: 1}
 		if d.read(s, in, i) {
-			q = d.agreed(s, in.Messages[i].Text)
+			q = d.agreed(s, in.Messages[i].Text, p[general] > 0.99)
 			if s.x.docs == [8]int{} && p[general] > 0.99 {
 				q = q.alone()
 			}
@@ -343,9 +343,20 @@ func (d *Detector) read(s *scratch, in Input, m int) bool {
 // agreed scores the ask. Where a message asks at both ends and the ends differ,
 // the head is believed: what stands behind a document is more often its last
 // paragraph, or an order that it brought along.
-func (d *Detector) agreed(s *scratch, text string) probs {
+// With nothing to defer to, a head that asks for nothing lets a weak tail speak.
+func (d *Detector) agreed(s *scratch, text string, open bool) probs {
 	n := len(s.regions) - 1
-	if n < 1 || !s.regions[0].ask || !s.regions[n].ask {
+	if n < 1 || !s.regions[0].ask {
+		return d.score(s)
+	}
+	if tail := &s.regions[n]; tail.maybe && open {
+		q := d.score(s)
+		if q[deferring] < 0.5 || d.suspect(s, text, tail) < tail.lines[1]-tail.lines[0] {
+			return q
+		}
+		tail.ask = true
+	}
+	if !s.regions[n].ask {
 		return d.score(s)
 	}
 	var ends [2]probs
@@ -357,7 +368,7 @@ func (d *Detector) agreed(s *scratch, text string) probs {
 		ends[i] = d.score(s)
 	}
 	tail, head := ends[0].top(), ends[1].top()
-	if head != deferring && tail != deferring && head != tail && ends[1][head] > headSure {
+	if head != deferring && head != general && tail != deferring && head != tail && ends[1][head] > headSure {
 		return ends[1]
 	}
 	s.text, s.at = s.text[:0], s.at[:0]
@@ -373,7 +384,7 @@ func (d *Detector) agreed(s *scratch, text string) probs {
 
 // headSure is the probability from which the head of a message is believed
 // against its tail.
-const headSure = 0.6
+const headSure = 0.7
 
 // appendAsk folds text[start:end] behind what s.text has; of a long one the
 // head and the tail.

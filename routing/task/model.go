@@ -22,7 +22,7 @@ type linear struct {
 }
 
 // gains of the groups: what a group's scaled sum is multiplied by.
-var gains = [groups]float32{byWord: 1, byChar: 1, byIdea: 1, byShape: 0.5} //nolint:gochecknoglobals // compiled table
+var gains = [groups]float32{byWord: 1, byChar: 1, byIdea: 1.5, byShape: 0.5} //nolint:gochecknoglobals // compiled table
 
 // value is what each feature of a group of n counts.
 func value(g, n int) float32 {

@@ -73,6 +73,7 @@ type region struct {
 	lines      [2]int // first, one past the last
 	ask        bool
 	tail       bool
+	maybe      bool // reads like an ask, but there is another: believed if that one asks for nothing
 	joined     bool // touches its document without a boundary
 }
 
@@ -173,7 +174,7 @@ func (s *scratch) line(text string, a, b int, gap, inline bool) {
 	if len(sample) > 1024 {
 		sample = sample[:1024]
 	}
-	for i := 0; i < len(sample); i++ {
+	for i := range len(sample) {
 		c := sample[i]
 		if c >= '0' && c <= '9' {
 			digits++
@@ -498,12 +499,16 @@ func (s *scratch) cut(floor float32) {
 	if inHead < floor || tail < n && inHead < inTail && inHead < bothPrice {
 		head = 0
 	}
-	if inTail < floor || head > 0 && inTail < bothPrice {
+	maybe := inTail >= floor && head > 0 && inTail < bothPrice
+	if inTail < floor {
 		tail = n
 	}
 	s.region(0, head, true, false)
 	s.region(head, tail, false, false)
-	s.region(tail, n, true, true)
+	s.region(tail, n, !maybe, true)
+	if r := &s.regions[len(s.regions)-1]; maybe && r.lines[0] == tail {
+		r.maybe = s.lines[tail].gap
+	}
 }
 
 func (s *scratch) region(i, j int, ask, tail bool) {

@@ -148,6 +148,16 @@ func (c *Corpus) Compose() []Request {
 			out = append(out, m.later(m.request(a, a.Text, nil, "alone")), m.later(m.request(a, m.noise(a.Text), nil, "alone")))
 			continue
 		}
+		if a.Style == "pattern" {
+			// Built from lists for the sake of the vocabulary, not of the style:
+			// once each.
+			place := "alone"
+			if len(a.Docs) > 0 {
+				place = Places[m.rng.IntN(2)]
+			}
+			out = append(out, m.request(a, a.Text, a.Docs, place))
+			continue
+		}
 		// What goes with a document is seldom asked without one.
 		if len(a.Docs) == 0 || m.rng.IntN(5) == 0 {
 			out = append(out, m.request(a, a.Text, nil, "alone"))
@@ -326,7 +336,7 @@ var rank = []string{task.MatchingLogic, task.ReportGeneration, task.BiasDetectio
 func (m *composer) several(asks []Ask) []Request {
 	var short []Ask
 	for _, a := range asks {
-		if len(a.Text) <= 110 && a.Lang == "en" && slices.Contains(rank, a.Label) && !strings.Contains(a.Text, "\n") {
+		if len(a.Text) <= 110 && a.Lang == "en" && a.Style != "pattern" && slices.Contains(rank, a.Label) && !strings.Contains(a.Text, "\n") {
 			short = append(short, a)
 		}
 	}
