@@ -1,11 +1,12 @@
 package task
 
 const (
-	askLean   = 0.7  // asks are rarer than lines of documents, and losing one is worse
-	lineCap   = 4    // the most a line may say
-	scored    = 3000 // bytes at either end of a message whose lines are scored
-	middle    = -0.6 // score of a line further in
-	inlineDoc = -1.5 // the least of a sentence that shares its line with the one before
+	askLean     = 0.7  // asks are rarer than lines of documents, and losing one is worse
+	lineCap     = 4    // the most a line may say
+	scored      = 3000 // bytes at either end of a message whose lines are scored
+	scoredLines = 80   // and lines
+	middle      = -0.6 // score of a line further in
+	inlineDoc   = -1.5 // the least of a sentence that shares its line with the one before
 )
 
 // rate scores the lines that structure has not settled.
@@ -32,7 +33,7 @@ func (d *Detector) rate(s *scratch, text string) {
 
 // near reports whether line i is close enough to an end to be scored.
 func (s *scratch) near(i, n int) bool {
-	return s.lines[i].start <= scored || s.lines[i].end >= n-scored
+	return i < scoredLines && s.lines[i].start <= scored || i >= len(s.lines)-scoredLines && s.lines[i].end >= n-scored
 }
 
 func (d *Detector) lineText(s *scratch, text string, i int) {

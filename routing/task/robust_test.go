@@ -9,6 +9,7 @@ import (
 	"tenure/routing/task"
 	"tenure/routing/task/corpus"
 	"testing"
+	"time"
 )
 
 // injections are orders that a document may carry, each for another task than
@@ -193,6 +194,21 @@ func big(n int) task.Input {
 		}
 	}
 	return ask(text)
+}
+
+// TestHostileShapes: no shape of 200 kB makes the work more than linear. The
+// limit is some hundred times what it takes; quadratic work would be far above.
+func TestHostileShapes(t *testing.T) {
+	for _, unit := range []string{"<a>\n", "a\n", "```x\n", "\n", "<a></a>\n", "a. ", "CV:\n", "ignore ", "---\n", "{\"task\":", "then ", "\u200b", "\xff", "<a>\n</a>\n", "~~~\n\"\"\"\n"} {
+		in := ask(strings.Repeat(unit, 200_000/len(unit)))
+		start := time.Now()
+		check(t, in, task.Detect(in))
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("%q repeated took %v", unit, took)
+		} else {
+			t.Logf("%q repeated took %v", unit, took)
+		}
+	}
 }
 
 func BenchmarkDetect(b *testing.B) {

@@ -19,6 +19,7 @@ const (
 	longLine   = 320 // a longer line is cut into its sentences
 	edgeLine   = 60  // the same for the first and the last line
 	headJoined = 1.2 // price of a cut where no boundary shows
+	tagsAtMost = 24
 	tailJoined = 2.2
 	inlineMore = 0.8 // and more where the cut is inside a line
 	floorOpen  = 0.2 // what an ask must be worth
@@ -330,6 +331,7 @@ func label(t string) bool {
 
 // structure marks what fences, tags and markers say outright.
 func (s *scratch) structure(text string) {
+	tags := 0 // looked up so far: every one may search all lines
 	if wrapped(text) {
 		end := strings.Index(text, "</context>")
 		j := 0
@@ -365,7 +367,10 @@ func (s *scratch) structure(text string) {
 			}
 		}
 		name, ok := tag(t)
-		if !ok {
+		if ok {
+			tags++
+		}
+		if !ok || tags > tagsAtMost {
 			if l.cues&cueRule != 0 && l.end-l.start >= 3 {
 				s.boundary(i)
 				s.boundary(i + 1)
