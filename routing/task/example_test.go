@@ -2,7 +2,6 @@ package task_test
 
 import (
 	"fmt"
-
 	"tenure/routing/task"
 )
 
