@@ -77,7 +77,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 	room, words := 0, leastTokens(chat)
 	for _, candidate := range d.Candidates {
 		facts := s.backend.facts(candidate.Digest)
-		model := seat(candidate, facts)
+		model := s.sizes.estimate(seat(candidate, facts), candidate.Digest)
 		if model.Context <= room {
 			continue // no more room than one that was too small
 		}

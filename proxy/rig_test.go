@@ -53,6 +53,7 @@ type rigConfig struct {
 	residency residency.Config
 	idle      time.Duration // silence of the model that is too long; 0: 2 min
 	gpu       func(*ollamasim.Sim) (gpu.Reading, error)
+	ledger    string // file; "": none
 }
 
 // inBubble runs a test in a bubble around a rig that is up and has loaded what
@@ -88,13 +89,14 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 	}
 	journal := NewJournal()
 	cfg.residency.OnDecision = journal.Record
-	r.scheduler = residency.New(cfg.residency, policy, client)
+	sizes := OpenSizes(cfg.ledger, cfg.residency.Budget, log)
+	r.scheduler = residency.New(cfg.residency, policy, Measuring(client, sizes, nil))
 	if r.cache, err = cache.New(cache.Config{Bytes: 16 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	parts := Parts{
 		Router: routing.NewRouter(routing.Builtin(), ShortName), Residency: r.scheduler, Cache: r.cache, Ollama: client, Journal: journal, Log: log,
-		NoGPU: gpu.ErrUnavailable,
+		NoGPU: gpu.ErrUnavailable, Sizes: sizes,
 	}
 	if cfg.gpu != nil {
 		parts.GPU = func() (gpu.Reading, error) { return cfg.gpu(r.sim) }

@@ -47,6 +47,7 @@ type Parts struct {
 	Ollama    *ollama.Client
 	Journal   *Journal // nil: an empty one that nobody fills
 	Log       *slog.Logger
+	Sizes     *Sizes // what the scheduler's Loader learnt, see Measuring; nil: nothing
 
 	GPU   func() (gpu.Reading, error) // nil: nothing can be read
 	NoGPU error                       // why, then
@@ -68,6 +69,7 @@ type Server struct {
 
 	backend  backend
 	cards    cardWatch
+	sizes    *Sizes
 	draining atomic.Bool
 }
 
@@ -78,7 +80,7 @@ func New(cfg Config, p Parts) *Server {
 	}
 	s := &Server{
 		cfg: cfg, router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
-		metrics: newMetrics(p.Residency, p.Ollama), started: time.Now(), journal: p.Journal, cards: cardWatch{read: p.GPU, why: p.NoGPU},
+		metrics: newMetrics(p.Residency, p.Ollama), started: time.Now(), journal: p.Journal, cards: cardWatch{read: p.GPU, why: p.NoGPU}, sizes: p.Sizes,
 	}
 	s.metrics.registry.MustRegister(gpuCollector{s})
 	return s

@@ -101,6 +101,7 @@ func (s *Server) look(ctx context.Context) error {
 	}
 	facts := s.learn(ctx, models)
 	s.router.SetInstalled(s.routable(models, facts))
+	s.sizes.installed(models)
 
 	s.backend.mu.Lock()
 	returned := !s.backend.up
@@ -277,7 +278,7 @@ func (s *Server) preload() {
 			s.log.Warn("model to be kept loaded is not pulled", "model", m.Name, "mend", "ollama pull "+m.Name)
 			continue
 		}
-		s.residency.Preload(seat(routing.Candidate{Model: m, Digest: digest}, s.backend.facts(digest)))
+		s.residency.Preload(s.sizes.estimate(seat(routing.Candidate{Model: m, Digest: digest}, s.backend.facts(digest)), digest))
 	}
 }
 

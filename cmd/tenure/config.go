@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -38,6 +40,7 @@ type config struct {
 	MaxModels int     `env:"MAX_CONCURRENT_MODELS" envDefault:"3" allowed:"1 to 64" doc:"resident models at once; Ollama's own limit is 3 a GPU unless OLLAMA_MAX_LOADED_MODELS is set"`
 	Memory    float64 `env:"MEMORY_THRESHOLD" envDefault:"20" allowed:"GiB, 1 to 1024" doc:"GPU memory that models may take: 24 of an A5000, less 4 for the system"`
 	NVML      string  `env:"TENURE_NVML" envDefault:"auto" allowed:"auto, true or false" doc:"read the GPU's own figures, so that other processes' memory is left alone; auto: when Ollama runs on this machine"`
+	Ledger    string  `env:"TENURE_LEDGER" allowed:"a file, or none" doc:"where the sizes that models were measured with are kept across restarts; unset: tenure/ledger.json in the user's cache folder"`
 	Preload   bool    `env:"PRELOAD_RECRUITMENT_MODELS" envDefault:"true" allowed:"true or false" doc:"load the T1 models at start, too; T0 is always loaded"`
 
 	Policy       string        `env:"TENURE_POLICY" envDefault:"latency" allowed:"latency, balanced or economy" doc:"what swaps are for: the shortest waits, fewer swaps, or as few as can be"`
@@ -111,8 +114,25 @@ func (p *program) loadConfig() (*config, error) {
 	if len(wrong) > 0 {
 		return nil, usageError{errors.Join(wrong...)}
 	}
+	c.Ledger = ledgerFile(c.Ledger, environ)
 	return c, nil
 }
+
+// ledgerFile is where to keep the ledger: noLedger where there is no place.
+func ledgerFile(set string, environ map[string]string) string {
+	switch dir := cmp.Or(environ["XDG_CACHE_HOME"], environ["LOCALAPPDATA"]); {
+	case set != "":
+		return set
+	case dir != "":
+		return filepath.Join(dir, "tenure", "ledger.json")
+	case environ["HOME"] != "":
+		return filepath.Join(environ["HOME"], ".cache", "tenure", "ledger.json")
+	}
+	return noLedger
+}
+
+// noLedger is the value of TENURE_LEDGER that keeps nothing.
+const noLedger = "none"
 
 // setting is one field of config, by its tags.
 type setting struct {

@@ -138,3 +138,20 @@ func TestPrintConfigReadsBack(t *testing.T) {
 		t.Errorf("printed:\n%s\nread back:\n%s", &out, &twice)
 	}
 }
+
+func TestLedgerFile(t *testing.T) {
+	for _, c := range []struct {
+		environ map[string]string
+		want    string
+	}{
+		{map[string]string{"HOME": "/home/x"}, "/home/x/.cache/tenure/ledger.json"},
+		{map[string]string{"HOME": "/home/x", "XDG_CACHE_HOME": "/var/cache/x"}, "/var/cache/x/tenure/ledger.json"},
+		{map[string]string{"HOME": "/home/x", "TENURE_LEDGER": "/data/sizes"}, "/data/sizes"},
+		{map[string]string{"HOME": "/home/x", "TENURE_LEDGER": "none"}, "none"},
+		{nil, "none"},
+	} {
+		if got, err := load(t, "", c.environ); err != nil || got.Ledger != filepath.FromSlash(c.want) {
+			t.Errorf("%v: %q, %v, want %q", c.environ, got.Ledger, err, c.want)
+		}
+	}
+}

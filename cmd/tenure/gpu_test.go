@@ -89,6 +89,7 @@ func exitOf(err error) int {
 // The whole program, its library and a process that takes 6 GiB and gives them
 // back.
 func TestServeReadsCards(t *testing.T) {
+	t.Parallel()
 	cards, figures := standIn(t)
 	figures(16, 0)
 	_, environ := simulate(t, ollamasim.Config{})

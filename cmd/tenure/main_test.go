@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"tenure/proxy"
+	"tenure/proxy/ollama/ollamasim"
 )
 
 func TestMain(m *testing.M) {
@@ -194,6 +196,21 @@ func TestStopEndsWhatTakesTooLong(t *testing.T) {
 	}
 	if code := r.stop(); code != 0 {
 		t.Errorf("exit code %d\n%s", code, r.err)
+	}
+}
+
+// What models took is kept in the file, and nothing beside figures.
+func TestServeKeepsTheLedger(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ledger.json")
+	_, environ := simulate(t, ollamasim.Config{})
+	r := start(t, nil, environ[0], "TENURE_LEDGER="+file)
+	lines := 0
+	for deadline := time.Now().Add(20 * time.Second); lines < 3 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		text, _ := os.ReadFile(file)
+		lines = strings.Count(string(text), `"digest"`)
+	}
+	if text, err := os.ReadFile(file); err != nil || lines != 3 || strings.Contains(string(text), "mistral") {
+		t.Errorf("%v, %d lines, want the three models that are preloaded, without names:\n%s\n%s", err, lines, text, r.err)
 	}
 }
 

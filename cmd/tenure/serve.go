@@ -92,11 +92,17 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 		return usageError{fmt.Errorf("TENURE_POLICY: %w", err)} // checked when it was read
 	}
 	journal := proxy.NewJournal()
+	budget := residency.Bytes(cfg.Memory * float64(residency.GiB))
+	ledger := cfg.Ledger
+	if simulated || ledger == noLedger {
+		ledger = "" // made-up sizes are not worth keeping either
+	}
+	sizes := proxy.OpenSizes(ledger, budget, log)
 	scheduler := residency.New(residency.Config{
-		Budget: residency.Bytes(cfg.Memory * float64(residency.GiB)), MaxModels: cfg.MaxModels,
+		Budget: budget, MaxModels: cfg.MaxModels,
 		QueueLimit: cfg.QueueLimit, MaxWait: cfg.MaxWait, LoadTimeout: cfg.LoadTimeout,
 		Passthrough: !cfg.Optimize, OnDecision: decisionLog(log, journal),
-	}, policy, client)
+	}, policy, proxy.Measuring(client, sizes, cards))
 	answers, err := cache.New(cache.Config{Bytes: int64(cfg.CacheSize)})
 	if err != nil {
 		return err
@@ -114,7 +120,7 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
 	}, proxy.Parts{
 		Router: routing.NewRouter(catalog, proxy.ShortName), Residency: scheduler, Cache: answers, Ollama: client, Journal: journal, Log: log,
-		GPU: cards, NoGPU: noCards,
+		Sizes: sizes, GPU: cards, NoGPU: noCards,
 	})
 
 	gin.SetMode(gin.ReleaseMode)
