@@ -87,6 +87,7 @@ func (p *program) commands() []*cobra.Command {
 		p.serveCmd(),
 		p.statusCmd(),
 		p.checkCmd(),
+		p.pullCmd(),
 		p.whyCmd(),
 		p.preloadCmd(),
 		p.routeCmd(),

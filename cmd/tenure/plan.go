@@ -355,7 +355,7 @@ func counted(flag, arg string) (name string, n int, err error) {
 func eachLine(name string, each func(n int, line []byte) error) error {
 	in := io.ReadCloser(os.Stdin)
 	if name != "-" {
-		file, err := os.Open(name) //nolint:gosec // the user names the file
+		file, err := os.Open(name)
 		if err != nil {
 			return err
 		}

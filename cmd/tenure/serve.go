@@ -194,7 +194,7 @@ func loadCatalog(file string) (*routing.Catalog, error) {
 	if file == "" {
 		return routing.Builtin(), nil
 	}
-	src, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	src, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("TENURE_CATALOG: %w", err)
 	}

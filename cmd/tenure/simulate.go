@@ -145,7 +145,7 @@ func (p *program) simulate(ctx context.Context, s sim.Setup, policies []string) 
 }
 
 func writePlot(name string, s sim.Setup, results []sim.Result) error {
-	file, err := os.Create(name) //nolint:gosec // the user names the file
+	file, err := os.Create(name)
 	if err != nil {
 		return fmt.Errorf("--plot: %w", err)
 	}

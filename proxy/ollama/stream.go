@@ -85,14 +85,15 @@ func malformed(err error) error { return fmt.Errorf("%w: %w", ErrAborted, err) }
 // stream posts in and hands every line of the answer to each, which says
 // whether it was the last one. Whoever leaves early, by ctx or by an error of
 // each, closes the connection: Ollama stops at its next token. each must not
-// block, because a stream nobody reads holds its model's slot for ever.
+// block, because a stream nobody reads holds its model's slot for ever. The
+// zero slot is that of a request no model answers.
 func (c *Client) stream(ctx context.Context, at slot, path string, in any, each func(line []byte) (last bool, err error)) error {
 	if err := c.free(ctx, at.model); err != nil {
 		return fmt.Errorf("asking %s: %w", path, err)
 	}
 	over := false // Ollama has ended the answer, or never began one
 	defer func() {
-		if !over {
+		if !over && at != (slot{}) {
 			c.freed(at)
 		}
 	}()

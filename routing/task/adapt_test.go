@@ -1,8 +1,9 @@
 package task_test
 
 import (
-	"tenure/routing/task"
 	"testing"
+
+	"tenure/routing/task"
 )
 
 func TestAdaptation(t *testing.T) {

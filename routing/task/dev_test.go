@@ -3,9 +3,10 @@ package task_test
 import (
 	"os"
 	"strings"
+	"testing"
+
 	"tenure/routing/task"
 	"tenure/routing/task/eval"
-	"testing"
 )
 
 // TestDevelopmentSet measures on a labelled set that is kept outside the

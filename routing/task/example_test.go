@@ -2,6 +2,7 @@ package task_test
 
 import (
 	"fmt"
+
 	"tenure/routing/task"
 )
 

@@ -6,10 +6,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"tenure/routing/task"
-	"tenure/routing/task/corpus"
 	"testing"
 	"time"
+
+	"tenure/routing/task"
+	"tenure/routing/task/corpus"
 )
 
 // injections are orders that a document may carry, each for another task than

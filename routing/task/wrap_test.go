@@ -1,8 +1,9 @@
 package task_test
 
 import (
-	"tenure/routing/task"
 	"testing"
+
+	"tenure/routing/task"
 )
 
 // TestBackground: what chat applications ask on their own account, in their own

@@ -30,6 +30,7 @@ func (s *Sim) mux() http.Handler {
 	handle("POST /api/chat", s.chat)
 	handle("POST /api/generate", s.generate)
 	handle("POST /api/embed", s.embed)
+	handle("POST /api/pull", s.pull)
 	return mux
 }
 
@@ -63,8 +64,7 @@ func decode(w http.ResponseWriter, r *http.Request, into any) bool {
 
 func (s *Sim) tags(w http.ResponseWriter, _ *http.Request) {
 	list := api.ListResponse{Models: []api.ListModelResponse{}}
-	for i := range s.cfg.Models {
-		m := &s.cfg.Models[i]
+	for _, m := range s.onDisk() {
 		list.Models = append(list.Models, api.ListModelResponse{
 			Name: canonical(m.Name), Model: canonical(m.Name), RemoteHost: m.RemoteHost,
 			ModifiedAt: modified(), Size: m.Disk, Digest: m.digest(), Details: m.details(),
@@ -99,7 +99,7 @@ func (s *Sim) show(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "model is required")
 		return
 	}
-	m := s.models[canonical(name)]
+	m := s.lookup(name)
 	if m == nil {
 		refuse(w, http.StatusNotFound, "model '%s' not found", name)
 		return
@@ -201,7 +201,7 @@ func keepAlive(d *api.Duration) *time.Duration {
 // wait for a slot, read the prompt, write.
 func (s *Sim) serve(w http.ResponseWriter, r *http.Request, j job, verb string) {
 	began := time.Now()
-	m := s.models[canonical(j.model)]
+	m := s.lookup(j.model)
 	if m == nil {
 		refuse(w, http.StatusNotFound, "model '%s' not found", j.model)
 		return
@@ -494,7 +494,7 @@ func (s *Sim) embed(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "invalid input type")
 		return
 	}
-	m := s.models[canonical(req.Model)]
+	m := s.lookup(req.Model)
 	if m == nil {
 		refuse(w, http.StatusNotFound, "model %q not found, try pulling it first", req.Model)
 		return

@@ -18,7 +18,9 @@ import (
 // Config describes the simulated machine and server. The zero value is a 24 GB
 // card with the four models of Catalog and Ollama's defaults.
 type Config struct {
-	Models    []Model       // nil means Catalog()
+	Models    []Model       // on the disk; nil means Catalog()
+	Registry  []Model       // what can be pulled; nil means Catalog()
+	Bandwidth int64         // to the registry, in bytes a second; 0 means 100 MB/s
 	VRAM      uint64        // bytes that models may take; 0 means 23.5 GiB
 	NoGPU     bool          // models live in main memory: size_vram is 0 and space has no end
 	MaxLoaded int           // OLLAMA_MAX_LOADED_MODELS; 0 means 3
@@ -65,7 +67,7 @@ type Counts struct {
 // Sim is a simulated Ollama. Make one with New; it is safe for concurrent use.
 type Sim struct {
 	cfg    Config
-	models map[string]*Model // by canonical name
+	models map[string]*Model // by canonical name; never changes
 	loader chan struct{}     // held by the one request that may load
 	routes http.Handler
 
@@ -73,10 +75,12 @@ type Sim struct {
 	loaded map[*Model]*runner
 	read   map[*Model]bool // loaded before: its file is in the page cache
 	taken  uint64          // see Take
-	queued int             // requests that wait for the loader
-	faults []Fault
-	counts Counts
-	dead   chan struct{} // closed by a crash, then replaced
+
+	fetched map[*Model]int64 // bytes that were pulled of models that are not on the disk yet
+	queued  int              // requests that wait for the loader
+	faults  []Fault
+	counts  Counts
+	dead    chan struct{} // closed by a crash, then replaced
 }
 
 // New returns a running server with nothing loaded.
@@ -84,6 +88,10 @@ func New(cfg Config) *Sim {
 	if cfg.Models == nil {
 		cfg.Models = Catalog()
 	}
+	if cfg.Registry == nil {
+		cfg.Registry = Catalog()
+	}
+	cfg.Bandwidth = cmp.Or(cfg.Bandwidth, 100_000_000)
 	cfg.VRAM = cmp.Or(cfg.VRAM, 47<<29)
 	cfg.MaxLoaded = cmp.Or(cfg.MaxLoaded, 3)
 	cfg.Parallel = cmp.Or(cfg.Parallel, 1)
@@ -103,8 +111,14 @@ func New(cfg Config) *Sim {
 		read:   make(map[*Model]bool),
 		faults: slices.Clone(cfg.Faults),
 		dead:   make(chan struct{}),
+
+		fetched: make(map[*Model]int64),
 	}
-	for i := range cfg.Models {
+	for i := range cfg.Registry {
+		s.models[canonical(cfg.Registry[i].Name)] = &cfg.Registry[i]
+		s.fetched[&cfg.Registry[i]] = 0
+	}
+	for i := range cfg.Models { // what is there, is not fetched
 		s.models[canonical(cfg.Models[i].Name)] = &cfg.Models[i]
 	}
 	s.routes = s.mux()

@@ -15,6 +15,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+
 	"tenure/routing/task"
 )
 

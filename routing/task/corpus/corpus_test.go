@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"os"
 	"strings"
-	"tenure/routing/task/corpus"
 	"testing"
 	"testing/fstest"
+
+	"tenure/routing/task/corpus"
 )
 
 func load(t *testing.T) *corpus.Corpus {

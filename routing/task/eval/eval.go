@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
 	"tenure/routing/task"
 )
 

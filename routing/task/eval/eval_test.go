@@ -2,9 +2,10 @@ package eval_test
 
 import (
 	"strings"
+	"testing"
+
 	"tenure/routing/task"
 	"tenure/routing/task/eval"
-	"testing"
 )
 
 func TestEvaluate(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"slices"
+
 	"tenure/routing/task"
 	"tenure/routing/task/corpus"
 	"tenure/routing/task/eval"
