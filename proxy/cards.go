@@ -128,7 +128,10 @@ func taken(r gpu.Reading, st residency.State) residency.Bytes {
 	for _, size := range st.Foreign {
 		known += size
 	}
-	if named := r.Ollama(); named > 0 {
+	switch named := r.Ollama(); {
+	case st.Passthrough: // nothing is managed, no model is known
+		known = named
+	case named > 0:
 		known = min(known, named)
 	}
 	return r.Used() - min(r.Used(), known)

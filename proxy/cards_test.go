@@ -189,3 +189,19 @@ func TestOnCPU(t *testing.T) {
 		}
 	})
 }
+
+// Where nothing is managed the figures are told all the same, and what Ollama's
+// processes hold is not blamed on others.
+func TestMemoryUnmanaged(t *testing.T) {
+	cfg := rigConfig{gpu: card(true), residency: residency.Config{Passthrough: true}}
+	inBubble(t, cfg, func(t *testing.T, r *rig) {
+		if a := r.chat("mistral", "hello", ""); a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		r.sim.Take(3 * gib)
+		time.Sleep(2 * watchEvery)
+		if st := r.server.State(); st.Memory.Taken != 3*residency.GiB || st.Memory.Used() < 10*residency.GiB {
+			t.Errorf("%+v, want 3 GiB taken beside Ollama's", st.Memory)
+		}
+	})
+}
