@@ -74,7 +74,7 @@ func TestSizesSurviveARestart(t *testing.T) {
 // What is not a ledger is named in the log, not used, and not overwritten.
 func TestSizesLeaveOtherFilesAlone(t *testing.T) {
 	for name, text := range map[string]string{
-		"not JSON":         "root:x:0:0:root:/root:/bin/sh\n",
+		"not JSON":         "[settings]\nkey = value\n",
 		"other JSON":       `{"format":"something","version":1}`,
 		"a later version":  `{"format":"tenure ledger","version":2,"models":[]}`,
 		"impossible":       `{"format":"tenure ledger","version":1,"models":[{"digest":"d1","num_ctx":8192,"slots":1,"size_bytes":0}]}`,
