@@ -198,10 +198,10 @@ func TestMemoryUnmanaged(t *testing.T) {
 		if a := r.chat("mistral", "hello", ""); a.status != 200 {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
-		r.sim.Take(3 * gib)
+		r.sim.Take(3 * oneGiB)
 		time.Sleep(2 * watchEvery)
-		if st := r.server.State(); st.Memory.Taken != 3*residency.GiB || st.Memory.Used() < 10*residency.GiB {
-			t.Errorf("%+v, want 3 GiB taken beside Ollama's", st.Memory)
+		if st := r.server.State(); st.GPU.Taken != 3*residency.GiB || st.GPU.Used() < 10*residency.GiB {
+			t.Errorf("%+v, want 3 GiB taken beside Ollama's", st.GPU)
 		}
 	})
 }
