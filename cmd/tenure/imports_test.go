@@ -38,7 +38,7 @@ var onlyIn = map[string][]string{
 	"github.com/caarlos0/env/v11":        {"cmd/tenure/config.go"},
 	"github.com/NVIDIA/go-nvml/pkg/nvml": {"residency/gpu/*.go"},
 	"github.com/spf13/cobra":             {"cmd/tenure/*.go"},
-	"github.com/goccy/go-yaml":           {"routing/catalog.go"},
+	"github.com/goccy/go-yaml":           {"routing/catalog.go", "proxy/wire/wiretest/*.go"},
 }
 
 func TestImports(t *testing.T) {

@@ -2,112 +2,25 @@ package wire
 
 import (
 	"bytes"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/goccy/go-yaml"
+	"tenure/proxy/wire/wiretest"
+
 	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// specVar names the file of OpenAI's published specification, openapi.yaml of
-// github.com/openai/openai-openapi.
-const specVar = "TENURE_OPENAI_SPEC"
-
-// spec is OpenAI's specification, as far as it is about shapes.
-type spec struct {
-	doc      any
-	compiler *jsonschema.Compiler
-}
-
-func openSpec(t *testing.T) *spec {
-	t.Helper()
-	path := os.Getenv(specVar)
-	if path == "" {
-		t.Skipf("%s does not say where OpenAI's openapi.yaml is", specVar)
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var doc any
-	if err := yaml.Unmarshal(raw, &doc); err != nil {
-		t.Fatal(err)
-	}
-	doc = corrected(doc)
-	c := jsonschema.NewCompiler()
-	if err := c.AddResource("openapi:///spec", doc); err != nil {
-		t.Fatal(err)
-	}
-	return &spec{doc, c}
-}
-
-// corrected turns what the 3.1 file still says in the words of 3.0 and draft
-// 2019 into JSON schema of today.
-func corrected(v any) any {
-	switch v := v.(type) {
-	case map[string]any:
-		delete(v, "$recursiveAnchor")
-		if _, ok := v["$recursiveRef"]; ok {
-			delete(v, "$recursiveRef")
-			v["$ref"] = "#/components/schemas/CompoundFilter"
-		}
-		for _, bound := range []string{"minimum", "maximum"} {
-			if _, ok := v[bound].(string); ok {
-				delete(v, bound) // seed's are too large for the YAML reader
-			}
-		}
-		for key, value := range v {
-			v[key] = corrected(value)
-		}
-		if nullable, _ := v["nullable"].(bool); nullable {
-			delete(v, "nullable")
-			return map[string]any{"anyOf": []any{v, map[string]any{"type": "null"}}}
-		}
-	case []any:
-		for i := range v {
-			v[i] = corrected(v[i])
-		}
-	case uint64:
-		return float64(v)
-	case int64:
-		return float64(v)
-	}
-	return v
-}
-
-func (s *spec) schema(t *testing.T, name string) *jsonschema.Schema {
-	t.Helper()
-	schema, err := s.compiler.Compile("openapi:///spec#/components/schemas/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return schema
-}
-
-func validate(t *testing.T, schema *jsonschema.Schema, text []byte) {
-	t.Helper()
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
-	if err != nil {
-		t.Errorf("%s: %v", text, err)
-		return
-	}
-	if err := schema.Validate(doc); err != nil {
-		t.Errorf("%s: %v", text, err)
-	}
-}
-
 // TestAnswersMeetSpec holds every body, event and error of the golden files
 // against OpenAI's schemas.
 func TestAnswersMeetSpec(t *testing.T) {
-	s := openSpec(t)
-	body := s.schema(t, "CreateChatCompletionResponse")
-	event := s.schema(t, "CreateChatCompletionStreamResponse")
-	refusal := s.schema(t, "ErrorResponse")
+	s := wiretest.Open(t)
+	body := s.Schema(t, "CreateChatCompletionResponse")
+	event := s.Schema(t, "CreateChatCompletionStreamResponse")
+	refusal := s.Schema(t, "ErrorResponse")
 	for schema, bad := range map[*jsonschema.Schema]any{
 		body:    map[string]any{"id": "x", "object": "chat.completion", "created": 1, "model": "m"},
 		event:   map[string]any{"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": []any{map[string]any{"index": 0, "delta": map[string]any{"role": "robot"}, "finish_reason": nil}}},
@@ -129,15 +42,15 @@ func TestAnswersMeetSpec(t *testing.T) {
 				seen[f.Name]++
 				switch f.Name {
 				case "body.json":
-					validate(t, body, f.Data)
+					wiretest.Validate(t, body, f.Data)
 				case "error.json":
-					validate(t, refusal, f.Data)
+					wiretest.Validate(t, refusal, f.Data)
 				case "stream.sse":
 					for data := range bytes.SplitSeq(bytes.TrimSpace(f.Data), []byte("\n\n")) {
 						if data, ok := bytes.CutPrefix(data, []byte("data: ")); !ok {
 							t.Errorf("%q is no event", data)
 						} else if string(data) != "[DONE]" {
-							validate(t, event, data)
+							wiretest.Validate(t, event, data)
 						}
 					}
 				}
@@ -203,17 +116,17 @@ func TestEveryField(t *testing.T) {
 // TestEveryFieldIsAll compares that request with the specification: all of its
 // properties are in it and known to the decoder by name.
 func TestEveryFieldIsAll(t *testing.T) {
-	s := openSpec(t)
+	s := wiretest.Open(t)
 	body, err := os.ReadFile("testdata/every-field.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	validate(t, s.schema(t, "CreateChatCompletionRequest"), body)
+	wiretest.Validate(t, s.Schema(t, "CreateChatCompletionRequest"), body)
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := s.properties("CreateChatCompletionRequest")
+	names := s.Properties("CreateChatCompletionRequest")
 	if len(names) < 30 {
 		t.Fatalf("only %d properties found: %q", len(names), names)
 	}
@@ -225,29 +138,6 @@ func TestEveryFieldIsAll(t *testing.T) {
 			t.Errorf("the decoder does not know %s", name)
 		}
 	}
-}
-
-// properties are the names that a schema and those it is made of define.
-func (s *spec) properties(name string) []string {
-	schemas := s.doc.(map[string]any)["components"].(map[string]any)["schemas"].(map[string]any)
-	found := map[string]bool{}
-	var walk func(any)
-	walk = func(v any) {
-		schema, _ := v.(map[string]any)
-		if ref, ok := schema["$ref"].(string); ok {
-			walk(schemas[strings.TrimPrefix(ref, "#/components/schemas/")])
-		}
-		all, _ := schema["allOf"].([]any)
-		for _, part := range all {
-			walk(part)
-		}
-		properties, _ := schema["properties"].(map[string]any)
-		for name := range properties {
-			found[name] = true
-		}
-	}
-	walk(schemas[name])
-	return slices.Sorted(maps.Keys(found))
 }
 
 // TestDocNamesFields: both lists in the package's documentation are complete.
