@@ -1,0 +1,87 @@
+// Package clients_test is the suite of the Go clients of OpenAI's API. The
+// tests of tag clients in cmd/tenure run it against the real program.
+package clients_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+)
+
+var (
+	stageURL = os.Getenv("TENURE_URL")
+	key      = os.Getenv("TENURE_KEY")
+	base     = stageURL + "/v1"
+)
+
+// inject switches a fault on until the test ends.
+func inject(t *testing.T, fault map[string]any) {
+	t.Helper()
+	body, err := json.Marshal(fault)
+	if err != nil {
+		t.Fatal(err)
+	}
+	post(t, "fault", body)
+	t.Cleanup(func() { post(t, "clear", nil) })
+}
+
+func post(t *testing.T, path string, body []byte) {
+	t.Helper()
+	resp, err := http.Post(stageURL+"/stage/"+path, "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s", path, resp.Status)
+	}
+}
+
+func cancelled(t *testing.T) int {
+	t.Helper()
+	resp, err := http.Get(stageURL + "/stage/counts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var counts struct{ Cancelled int }
+	if err := json.NewDecoder(resp.Body).Decode(&counts); err != nil {
+		t.Fatal(err)
+	}
+	return counts.Cancelled
+}
+
+func waitForCancel(t *testing.T, before int) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); cancelled(t) != before+1; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("cancelled upstream: %d before, %d after", before, cancelled(t))
+		}
+	}
+}
+
+// lookup is the schema of a tool's arguments, and of an answer.
+var lookup = map[string]any{
+	"type":                 "object",
+	"properties":           map[string]any{"name": map[string]any{"type": "string"}, "limit": map[string]any{"type": "integer"}},
+	"required":             []string{"name", "limit"},
+	"additionalProperties": false,
+}
+
+// checkLookup checks a text against it.
+func checkLookup(t *testing.T, text string) {
+	t.Helper()
+	var v map[string]any
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Errorf("%q: %v", text, err)
+		return
+	}
+	_, name := v["name"].(string)
+	_, limit := v["limit"].(float64)
+	if !name || !limit || len(v) != 2 {
+		t.Errorf("not what was asked for: %s", text)
+	}
+}
