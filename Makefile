@@ -9,7 +9,7 @@ FUZZTIME  ?= 60s
 PACKAGE   ?= ./...
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test check race nocgo tidy e2e lint fmt fuzz bench bench-proxy clean
+.PHONY: help run demo build test check race nocgo tidy e2e clients lint fmt fuzz bench bench-proxy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ tidy:
 e2e: build ## the end-to-end tests, on a simulated and on a real Ollama (which the first run builds: some 10 minutes)
 	.ci/ollama
 	$(GO) test -tags e2e -count=1 -timeout 30m -v -run '^TestE2E' ./cmd/tenure ./proxy ./proxy/ollama/...
+
+clients: build ## the suites of real clients (Python, Node, Go) against the program; the first run installs them
+	.ci/clients
+	$(GO) test -tags clients -count=1 -timeout 20m -v -run '^TestClients' ./cmd/tenure
 
 lint: ## golangci-lint, and the formatters' opinion
 	$(GO) run $(GOLANGCI) run ./...

@@ -76,6 +76,23 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// Who was sent comments while waiting is sent an event before the error: some
+// clients read a comment and the error after it as one, and lose its text.
+func TestLoadFailsAfterKeepAlive(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.SlowLoad, Model: "llama3", Delay: 11 * time.Second})
+		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.FailLoad, Model: "llama3"})
+		a := r.chat("llama3", "hello", `,"stream":true`)
+		data, comments := events(t, a.body)
+		if len(comments) == 0 || len(data) != 2 || !strings.Contains(data[0], `"role":"assistant"`) || !strings.HasPrefix(data[1], `{"error":{`) {
+			t.Errorf("comments %q, events %q", comments, data)
+		}
+		if i := strings.Index(a.body, `data: {"error"`); !strings.HasSuffix(strings.TrimSpace(a.body[:i]), "}") {
+			t.Errorf("a comment stands just before the error: %q", a.body)
+		}
+	})
+}
+
 func TestLoadFails(t *testing.T) {
 	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
 		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.FailLoad, Model: "llama3"})

@@ -164,6 +164,9 @@ func (s *Server) stream(x *exchange, reader *cache.Reader) error {
 // failStream ends a stream that has begun with an error event, and never with
 // [DONE].
 func (s *Server) failStream(x *exchange) {
+	if x.firstByte == 0 {
+		x.unsent = x.encoder.AppendOpening(x.unsent) // comments were all that was sent
+	}
 	if err := x.send(x.encoder.AppendErrorEvent(x.unsent, &x.err.Refusal), s.cfg.StallTimeout); err != nil {
 		x.err = explain(err)
 	}

@@ -365,7 +365,7 @@ func (c *checker) stream(t *testing.T, where string, a *answer) {
 			continue // the end, or where the client left
 		case strings.HasPrefix(block, ": "):
 			if i+1 < len(blocks) && strings.HasPrefix(blocks[i+1], `data: {"error":`) {
-				t.Logf("%s: a comment just before an error", where) // go-openai then misses its text
+				t.Errorf("%s: a comment just before an error", where) // go-openai then misses its text
 			}
 			continue
 		case !ok || strings.Contains(data, "\n"):

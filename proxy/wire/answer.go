@@ -85,6 +85,13 @@ func (a *Answer) AppendEnd(dst []byte) []byte {
 	return append(dst, "data: [DONE]\n\n"...)
 }
 
+// AppendOpening appends the first event of an answer that has not begun, for a
+// stream that must fail: a comment just before the error would hide its text
+// from clients that read both as one.
+func (a *Answer) AppendOpening(dst []byte) []byte {
+	return a.AppendEvents(dst, []byte{kindRole, 0})
+}
+
 // AppendErrorEvent appends the event that ends a stream that failed. No [DONE]
 // may follow, and nothing but a blank line may stand just before it.
 func (a *Answer) AppendErrorEvent(dst []byte, e *Error) []byte {

@@ -1,6 +1,7 @@
 package ollamasim
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -8,7 +9,8 @@ import (
 // Kind is what goes wrong. The names serve as settings, too.
 type Kind string
 
-// Faults. Those that strike within an answer do so after Fault.After tokens.
+// Faults. Those that strike within an answer do so after Fault.After tokens;
+// they leave alone an answer that has no more than that.
 const (
 	Refuse    Kind = "refuse"     // no connection; over a real network: closed without an answer
 	QueueFull Kind = "queue-full" // 503
@@ -52,11 +54,14 @@ func (s *Sim) Clear() {
 }
 
 // hit reports whether a fault of kind k strikes now, and uses it up.
-func (s *Sim) hit(k Kind, name string) (Fault, bool) {
+func (s *Sim) hit(k Kind, name string) (Fault, bool) { return s.hitWithin(k, name, math.MaxInt) }
+
+// hitWithin is hit for an answer of so many tokens.
+func (s *Sim) hitWithin(k Kind, name string, tokens int) (Fault, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := slices.IndexFunc(s.faults, func(f Fault) bool {
-		return f.Kind == k && (f.Model == "" || canonical(f.Model) == canonical(name))
+		return f.Kind == k && f.After < tokens && (f.Model == "" || canonical(f.Model) == canonical(name))
 	})
 	if i < 0 {
 		return Fault{}, false

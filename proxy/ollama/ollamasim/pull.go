@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"io"
+	"math"
 	"net/http"
 	"time"
 
@@ -86,7 +87,7 @@ func (s *Sim) fetch(ctx context.Context, out *output, m *Model) bool {
 	if !missing {
 		return progress(m.Disk)
 	}
-	strike, struck := s.midFault(m.Name)
+	strike, struck := s.midFault(m.Name, math.MaxInt)
 	step := max(m.Disk/pullSteps, 1)
 	for lines := 0; done < m.Disk; lines++ {
 		if struck && lines >= strike.After {

@@ -348,7 +348,7 @@ func (s *Sim) answer(ctx context.Context, dead <-chan struct{}, w http.ResponseW
 		return err
 	}
 	out := newOutput(w, j)
-	strike, struck := s.midFault(run.model.Name)
+	strike, struck := s.midFault(run.model.Name, len(c.tokens))
 	writing := time.Now()
 	for i, token := range c.tokens {
 		if struck && i >= strike.After {
@@ -360,9 +360,6 @@ func (s *Sim) answer(ctx context.Context, dead <-chan struct{}, w http.ResponseW
 		if err := out.write(piece{text: token}); err != nil {
 			return err
 		}
-	}
-	if struck {
-		return s.strike(ctx, dead, out, strike)
 	}
 	if len(c.calls) > 0 {
 		if err := out.write(piece{calls: c.calls}); err != nil {
@@ -376,9 +373,9 @@ func (s *Sim) answer(ctx context.Context, dead <-chan struct{}, w http.ResponseW
 	}})
 }
 
-func (s *Sim) midFault(name string) (Fault, bool) {
+func (s *Sim) midFault(name string, tokens int) (Fault, bool) {
 	for _, k := range []Kind{HangMid, CutMid, ErrorLine, NoDone, CrashMid} {
-		if f, ok := s.hit(k, name); ok {
+		if f, ok := s.hitWithin(k, name, tokens); ok {
 			return f, true
 		}
 	}
