@@ -203,7 +203,7 @@ func startBinary(t *testing.T, environ ...string) *url.URL {
 func newRecorder(t *testing.T, to *url.URL) http.Handler {
 	var (
 		mu      sync.Mutex
-		answers []*answer
+		answers []*record
 	)
 	check := newChecker(t)
 	proxy := httputil.NewSingleHostReverseProxy(to)
@@ -212,7 +212,7 @@ func newRecorder(t *testing.T, to *url.URL) http.Handler {
 	proxy.Transport = transport
 	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) } // the client left
 	proxy.ModifyResponse = func(r *http.Response) error {
-		a := &answer{method: r.Request.Method, path: r.Request.URL.Path, status: r.StatusCode, header: r.Header.Clone()}
+		a := &record{method: r.Request.Method, path: r.Request.URL.Path, status: r.StatusCode, header: r.Header.Clone()}
 		r.Body = &tee{ReadCloser: r.Body, to: a}
 		mu.Lock()
 		defer mu.Unlock()
@@ -234,8 +234,8 @@ func newRecorder(t *testing.T, to *url.URL) http.Handler {
 	return proxy
 }
 
-// answer is what one request was answered.
-type answer struct {
+// record is what one request was answered.
+type record struct {
 	method, path string
 	status       int
 	header       http.Header
@@ -246,7 +246,7 @@ type answer struct {
 
 type tee struct {
 	io.ReadCloser
-	to *answer
+	to *record
 }
 
 func (r *tee) Read(p []byte) (int, error) {
@@ -279,7 +279,7 @@ func newChecker(t *testing.T) *checker {
 	}
 }
 
-func (c *checker) answer(t *testing.T, a *answer) {
+func (c *checker) answer(t *testing.T, a *record) {
 	t.Helper()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -345,7 +345,7 @@ type event struct {
 // stream checks the order of a stream: for every choice its role first and one
 // finish_reason; usage once, in a chunk of its own, after these; [DONE] at the
 // end, or an error instead of all that is missing.
-func (c *checker) stream(t *testing.T, where string, a *answer) {
+func (c *checker) stream(t *testing.T, where string, a *record) {
 	t.Helper()
 	if a.header.Get("Cache-Control") != "no-cache" || a.header.Get("X-Accel-Buffering") != "no" || a.header.Get("Content-Encoding") != "" {
 		t.Errorf("%s: headers %v", where, a.header)
