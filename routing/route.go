@@ -134,6 +134,18 @@ func (r *Router) Has(name string) bool {
 	return err == nil
 }
 
+// Canonical spells the name of a model as Names does, whatever its client wrote.
+func (r *Router) Canonical(name string) string {
+	switch t, isVirtual := r.taskNamed(name); {
+	case !isVirtual:
+		return r.canonical(name)
+	case t == "":
+		return Auto
+	default:
+		return virtual + "/" + t
+	}
+}
+
 // Route resolves a request. The error is a *ModelError.
 func (r *Router) Route(q Request) (Decision, error) {
 	name, isVirtual := r.taskNamed(q.Model)
