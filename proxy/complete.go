@@ -36,6 +36,9 @@ func (s *Server) complete(ep endpoint) func(*exchange) error {
 		if err != nil {
 			return err
 		}
+		if err := s.permit(x, chat.Model); err != nil {
+			return err
+		}
 		decision, err := s.router.Route(question(chat))
 		if err != nil {
 			return err
@@ -87,7 +90,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 			continue
 		}
 		job := job{
-			chat: chat, model: model, class: class(chat, &d), decision: &d,
+			chat: chat, model: model, class: x.urgency(class(chat, &d)), decision: &d,
 			params: wire.Params{
 				Model: model.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.MaxTokens,
 				Temperature: d.Parameters.Temperature, Capabilities: facts.Capabilities,

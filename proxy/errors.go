@@ -25,6 +25,7 @@ const (
 	outcomeCancelled = "caller_cancelled"
 	outcomeStalled   = "caller_stalled"
 	outcomeKey       = "policy_key"
+	outcomeLimited   = "policy_rate_limited"
 	outcomeFull      = "policy_queue_full"
 	outcomeQueued    = "policy_queue_timeout"
 	outcomeRefused   = "upstream_refused"

@@ -73,6 +73,8 @@ type exchange struct {
 	id      string
 	route   string
 	tenant  string
+	holder  *holder // of the key it came with; nil: none is needed
+	leave   func()  // gives back what the key's limits count; nil: nothing
 	started time.Time
 
 	decision  routing.Decision
@@ -103,6 +105,11 @@ func (s *Server) serve(route string, handle func(*exchange) error) gin.HandlerFu
 		}
 		s.metrics.received.Inc()
 		defer s.finish(x)
+		defer func() {
+			if x.leave != nil {
+				x.leave()
+			}
+		}()
 		defer func() {
 			if v := recover(); v != nil {
 				s.fail(x, s.panicked(x, v, debug.Stack()))
@@ -145,20 +152,19 @@ func (s *Server) admit(x *exchange) error {
 	if s.draining.Load() {
 		return errDraining
 	}
-	if len(s.cfg.Keys) == 0 {
-		if s.cfg.Loopback && fromWebPage(x.gin.Request) {
+	if s.keys.open() {
+		if s.cfg.Loopback && fromWebPage(x.gin.Request) && !s.listed(x.gin.Request.Header.Get("Origin")) {
 			return problem(nil, outcomeKey, http.StatusForbidden, "host_not_allowed", 0,
-				"Without TENURE_API_KEYS only this machine may ask, by a loopback host name and from no foreign web page.")
+				"Without keys only this machine may ask, by a loopback host name and from no foreign web page.")
 		}
 		return nil
 	}
-	key, ok := find(s.cfg.Keys, presented(x.gin.Request.Header))
+	h, ok := s.keys.find(presented(x.gin.Request.Header))
 	if !ok {
 		return problem(nil, outcomeKey, http.StatusUnauthorized, "invalid_api_key", 0,
 			"The API key is missing or wrong. Send it as: Authorization: Bearer KEY")
 	}
-	x.tenant = key.name
-	return nil
+	return x.enter(h)
 }
 
 // fromWebPage reports a request that a web page from elsewhere made a browser
@@ -242,8 +248,8 @@ func (s *Server) finish(x *exchange) {
 		slog.String("request", x.id), slog.String("route", x.route), slog.Int("status", status),
 		slog.String("outcome", outcome), slog.Duration("took", x.age()),
 	}
-	if x.tenant != "" {
-		attrs = append(attrs, slog.String("key", x.tenant))
+	if x.holder != nil {
+		attrs = append(attrs, slog.String("key", x.holder.Name))
 	}
 	if x.model != "" {
 		attrs = append(attrs, slog.String("task", x.decision.Task), slog.String("cause", x.cause), slog.String("model", x.model))

@@ -16,15 +16,18 @@ type modelObject struct {
 	OwnedBy string `json:"owned_by"`
 }
 
-// listModels lists the virtual models and what Ollama was last seen to have;
-// it answers while Ollama does not.
+// listModels lists the virtual models and what Ollama was last seen to have, of
+// those that the key may use; it answers while Ollama does not.
 func (s *Server) listModels(x *exchange) error {
 	list := struct {
 		Object string        `json:"object"`
 		Data   []modelObject `json:"data"`
-	}{Object: "list"}
+	}{Object: "list", Data: []modelObject{}}
 	changed := s.backend.modifiedAt()
 	for _, name := range s.router.Names() {
+		if !s.mayUse(x.holder, name) {
+			continue
+		}
 		list.Data = append(list.Data, s.model(name, changed))
 	}
 	x.gin.JSON(http.StatusOK, list)
@@ -34,6 +37,9 @@ func (s *Server) listModels(x *exchange) error {
 // getModel answers for one model, whether its slash came plain or escaped.
 func (s *Server) getModel(x *exchange) error {
 	id := strings.TrimPrefix(x.gin.Param("id"), "/")
+	if err := s.permit(x, id); err != nil {
+		return err
+	}
 	if _, err := s.router.Route(routing.Request{Model: id}); err != nil {
 		return err
 	}

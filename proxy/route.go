@@ -70,6 +70,9 @@ func (s *Server) route(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	if err := s.permit(x, q.Model); err != nil {
+		return err
+	}
 	d, err := s.router.Route(q)
 	if err != nil {
 		return err

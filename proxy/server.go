@@ -22,9 +22,11 @@ import (
 
 // Config adjusts a Server. Times of zero mean no limit.
 type Config struct {
-	Keys     []Key  // of the API; none: open to whoever reaches the listener
-	AdminKey Key    // of the admin side; the zero Key: open to whoever reaches the listener
-	Version  string // of the program
+	Keys     []Key    // of the API; these and KeysFile none: open to whoever reaches the listener
+	KeysFile string   // more keys, with limits; reread when it changes; see ParseKeys
+	AdminKey Key      // of the admin side; the zero Key: open to whoever reaches the listener
+	Version  string   // of the program
+	Origins  []string // whose web pages may call the API; see cors
 
 	Limits       wire.Limits
 	MaxTokens    int           // most tokens of an answer, whatever the client asks for; 0: no cap
@@ -56,6 +58,7 @@ type Parts struct {
 // Server serves the API and the admin side.
 type Server struct {
 	cfg       Config
+	keys      *keyring
 	router    *routing.Router
 	residency *residency.Scheduler
 	cache     *cache.Cache
@@ -79,7 +82,7 @@ func New(cfg Config, p Parts) *Server {
 		p.Journal = NewJournal()
 	}
 	s := &Server{
-		cfg: cfg, router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
+		cfg: cfg, keys: newKeyring(cfg.Keys, cfg.KeysFile, p.Log), router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
 		metrics: newMetrics(p.Residency, p.Ollama), started: time.Now(), journal: p.Journal, cards: cardWatch{read: p.GPU, why: p.NoGPU}, sizes: p.Sizes,
 	}
 	s.metrics.registry.MustRegister(gpuCollector{s})
@@ -98,7 +101,7 @@ func (s *Server) API() http.Handler {
 	g.GET("/v1/models/*id", s.serve("models", s.getModel))
 	g.POST("/v1/chat/completions", s.serve("chat", s.complete(chatCompletions())))
 	g.POST("/v1/route", s.serve("route", s.route))
-	return g
+	return s.cors(g)
 }
 
 // Drain makes the server refuse new work and report itself unready; what is
