@@ -128,12 +128,6 @@ func (r *Router) Names() []string {
 	return names
 }
 
-// Has reports whether a client may ask for the name, in any of its spellings.
-func (r *Router) Has(name string) bool {
-	_, err := r.Route(Request{Model: name})
-	return err == nil
-}
-
 // Canonical spells the name of a model as Names does, whatever its client wrote.
 func (r *Router) Canonical(name string) string {
 	switch t, isVirtual := r.taskNamed(name); {

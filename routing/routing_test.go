@@ -223,8 +223,8 @@ func TestNames(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 	for _, name := range []string{"recruit-auto", "recruit:general", "aya:latest"} {
-		if !r.Has(name) {
-			t.Errorf("has not %s", name)
+		if _, err := r.Route(Request{Model: name}); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
