@@ -2,8 +2,8 @@
 //
 // A chat request goes through these steps:
 //
-//  1. serve (exchange.go) gives it an id, checks its key, and when it is over
-//     writes one line of log and counts it once.
+//  1. serve (exchange.go) gives it an id, checks its key and the key's limits
+//     (keys.go), and when it is over writes one line of log and counts it once.
 //  2. complete (complete.go) is the pipeline, read downwards; the next steps
 //     are its calls.
 //  3. wire.DecodeChat reads the body. Pure.

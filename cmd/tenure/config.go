@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -28,6 +29,8 @@ type config struct {
 	Listen         string   `env:"TENURE_LISTEN" envDefault:"127.0.0.1:11435" allowed:"host:port" doc:"where the OpenAI API listens"`
 	AdminListen    string   `env:"TENURE_ADMIN_LISTEN" envDefault:"127.0.0.1:11436" allowed:"host:port" doc:"where the admin side listens: state, metrics"`
 	APIKeys        []string `env:"TENURE_API_KEYS" allowed:"keys of 16 characters or more, separated by commas" doc:"keys of the API; needed to listen beyond loopback" secret:"true"`
+	KeysFile       string   `env:"TENURE_KEYS_FILE" allowed:"a file" doc:"more keys, with names, models and limits: tenure keys writes it; a change is seen within a second"`
+	CORSOrigins    []string `env:"TENURE_CORS_ORIGINS" allowed:"origins such as https://chat.example, separated by commas" doc:"whose web pages may call the API; none: no page from elsewhere"`
 	AdminKey       string   `env:"TENURE_ADMIN_KEY" allowed:"a key of 16 characters or more" doc:"key of the admin side; needed to listen beyond loopback" secret:"true"`
 	AllowAnonymous bool     `env:"TENURE_ALLOW_ANONYMOUS" envDefault:"false" allowed:"true or false" doc:"listen beyond loopback without keys all the same"`
 
@@ -109,6 +112,9 @@ func (p *program) loadConfig() (*config, error) {
 	c.AdminKey = strings.TrimSpace(c.AdminKey)
 	for i, k := range c.APIKeys {
 		c.APIKeys[i] = strings.TrimSpace(k)
+	}
+	for i, o := range c.CORSOrigins {
+		c.CORSOrigins[i] = strings.TrimSpace(o)
 	}
 	wrong = append(wrong, c.check(environ, unreadable)...)
 	if len(wrong) > 0 {
@@ -199,6 +205,9 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 	for _, k := range c.APIKeys {
 		within("APIKeys", !tooShort(k))
 	}
+	for _, o := range c.CORSOrigins {
+		within("CORSOrigins", isOrigin(o))
+	}
 	within("AdminKey", c.AdminKey == "" || !tooShort(c.AdminKey))
 	if _, err := ollama.ParseHost(c.OllamaHost); err != nil {
 		bad("OllamaHost", err.Error())
@@ -212,13 +221,20 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 			bad(field, "beyond loopback it needs "+key+", or TENURE_ALLOW_ANONYMOUS=true")
 		}
 	}
-	guard("Listen", c.Listen, len(c.APIKeys) > 0 && !slices.ContainsFunc(c.APIKeys, tooShort), "TENURE_API_KEYS")
+	keys := c.KeysFile != "" || len(c.APIKeys) > 0 && !slices.ContainsFunc(c.APIKeys, tooShort)
+	guard("Listen", c.Listen, keys, "TENURE_KEYS_FILE or TENURE_API_KEYS")
 	guard("AdminListen", c.AdminListen, !tooShort(c.AdminKey), "TENURE_ADMIN_KEY")
 	return wrong
 }
 
 // tooShort reports a key that could be guessed.
 func tooShort(key string) bool { return len(key) < 16 }
+
+// isOrigin reports an origin as browsers write it, which is compared as it is.
+func isOrigin(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Host != "" && s == strings.ToLower(u.Scheme+"://"+u.Host) && !strings.Contains(s, "*")
+}
 
 // isLoopback reports whether only this machine can reach a listen address.
 func isLoopback(address string) (bool, error) {

@@ -30,6 +30,7 @@ func TestWrongSettings(t *testing.T) {
 		"OLLAMA_HOST": "ftp://x", "A5000_OPTIMIZATION": "perhaps", "MAX_CONCURRENT_MODELS": "0", "MEMORY_THRESHOLD": "lots",
 		"TENURE_MAX_WAIT": "40", "TENURE_CACHE_SIZE": "big", "TENURE_BODY_LIMIT": "1", "TENURE_LOG_LEVEL": "loud", "TENURE_POLICY": "fair",
 		"TENURE_REQUIRE_GPU": "maybe", "TENURE_NVML": "maybe", "TENURE_QUEUE_LIMIT": "-1", "TENURE_MAX_TOKENS": "0",
+		"TENURE_CORS_ORIGINS": "*",
 	}
 	_, err := load(t, "", wrong)
 	if err == nil {
@@ -60,6 +61,7 @@ func TestListeningBeyondLoopbackNeedsKeys(t *testing.T) {
 		{"an address", map[string]string{"TENURE_LISTEN": "192.0.2.1:11435"}, false},
 		{"a name", map[string]string{"TENURE_LISTEN": "example.test:11435"}, false},
 		{"with keys", map[string]string{"TENURE_LISTEN": ":11435", "TENURE_API_KEYS": key}, true},
+		{"with a file of keys", map[string]string{"TENURE_LISTEN": ":11435", "TENURE_KEYS_FILE": "keys.jsonl"}, true},
 		{"told so", map[string]string{"TENURE_LISTEN": ":11435", "TENURE_ALLOW_ANONYMOUS": "true"}, true},
 		{"admin with the API's keys", map[string]string{"TENURE_ADMIN_LISTEN": ":11436", "TENURE_API_KEYS": key}, false},
 		{"admin with its key", map[string]string{"TENURE_ADMIN_LISTEN": ":11436", "TENURE_ADMIN_KEY": key}, true},

@@ -93,6 +93,7 @@ func (p *program) commands() []*cobra.Command {
 		p.routeCmd(),
 		p.planCmd(),
 		p.simulateCmd(),
+		p.keysCmd(),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -67,6 +68,12 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	if err != nil {
 		return usageError{err}
 	}
+	if cfg.KeysFile != "" {
+		// An absent file may come later; until then it keeps everybody out.
+		if _, err := proxy.ReadKeys(cfg.KeysFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return usageError{fmt.Errorf("TENURE_KEYS_FILE: %w", err)}
+		}
+	}
 	if cfg.Optimize {
 		if err := seatable(log, cfg, catalog); err != nil {
 			return usageError{err}
@@ -114,7 +121,7 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	}()
 
 	server := proxy.New(proxy.Config{
-		Keys: hashed(cfg.APIKeys), AdminKey: adminKey(cfg.AdminKey), Version: version(),
+		Keys: hashed(cfg.APIKeys), KeysFile: cfg.KeysFile, Origins: cfg.CORSOrigins, AdminKey: adminKey(cfg.AdminKey), Version: version(),
 		MaxTokens: cfg.MaxTokens, Loopback: onlyLoopback(cfg), BodyBytes: int64(cfg.BodyLimit),
 		QueueTimeout: cfg.QueueTimeout, TotalTimeout: cfg.TotalTimeout, StallTimeout: cfg.StallTimeout,
 		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
