@@ -184,6 +184,8 @@ func TestConcurrencyLimit(t *testing.T) {
 			})
 		}
 		synctest.Wait()
+		writeKeys(t, file, Client{Name: "two", Concurrency: 2, Tenant: "changed"}) // what is under way still counts
+		time.Sleep(recheckKeys)
 		for range 5 {
 			a := r.chat("phi3:mini", "a third", "", bearer("two")...)
 			if e := a.failure(t); e.Status != 429 || e.Code != "rate_limit_exceeded" || a.header.Get("Retry-After") != "2" {
