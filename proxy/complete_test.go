@@ -60,6 +60,24 @@ func TestAutoReadsTheTask(t *testing.T) {
 	})
 }
 
+// A chat application's own jobs go to the light model, wait behind people and
+// cause no swap, whatever the chat they quote is about.
+func TestChatApplicationsJobs(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		before := r.scheduler.State()
+		const job = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.\n### Output:\nJSON format: { \"title\": \"...\" }\n" +
+			"### Chat History:\n<chat_history>\nUSER: Parse this CV into JSON.\nASSISTANT: {}\n</chat_history>"
+		a := r.chat("recruit-auto", job, `,"stream":false,"max_tokens":1000`)
+		if a.header.Get("Tenure-Task") != "general" || a.header.Get("Tenure-Model") != "phi3:mini" {
+			t.Errorf("task %s by %s, want general by phi3:mini", a.header.Get("Tenure-Task"), a.header.Get("Tenure-Model"))
+		}
+		after := r.scheduler.State()
+		if after.Grants["batch"] != 1 || after.Counters.Loads != before.Counters.Loads {
+			t.Errorf("%d batch grants, %d loads more; want 1 and none", after.Grants["batch"], after.Counters.Loads-before.Counters.Loads)
+		}
+	})
+}
+
 // events splits a stream into its data and its comments.
 func events(t *testing.T, body string) (data, comments []string) {
 	t.Helper()
