@@ -62,7 +62,7 @@ func inBubble(t *testing.T, cfg rigConfig, test func(*testing.T, *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, cfg)
-		time.Sleep(10 * time.Second) // T0 and T1 are loaded
+		time.Sleep(11 * time.Second) // T0 and T1 are loaded, and the watcher is between two looks
 		test(t, r)
 	})
 }
