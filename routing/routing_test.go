@@ -195,6 +195,16 @@ func TestRouteErrors(t *testing.T) {
 	}
 }
 
+// Before the server was heard of, nobody knows whether it has a model.
+func TestBeforeTheServerIsHeardOf(t *testing.T) {
+	r := NewRouter(Builtin(), short)
+	for model, want := range map[string]error{"qwen3:4b": ErrNotHeard, "recruit/cooking": ErrUnknownModel, "mistral": nil} {
+		if _, err := r.Route(Request{Model: model}); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", model, err, want)
+		}
+	}
+}
+
 // What recruit-auto decides is what package task detects.
 func TestAutoFollowsDetection(t *testing.T) {
 	r := NewRouter(Builtin(), short)

@@ -74,6 +74,15 @@ func TestListeningBeyondLoopbackNeedsKeys(t *testing.T) {
 	}
 }
 
+// White space around a key is not part of it.
+func TestKeysAreTrimmed(t *testing.T) {
+	const key = "0123456789abcdef"
+	c, err := load(t, "", map[string]string{"TENURE_API_KEYS": " " + key + " , " + key + "0", "TENURE_ADMIN_KEY": "  " + key + " "})
+	if err != nil || c.AdminKey != key || c.APIKeys[0] != key || c.APIKeys[1] != key+"0" {
+		t.Errorf("got %q and %q (%v)", c.APIKeys, c.AdminKey, err)
+	}
+}
+
 // The names of the earlier system are read from its .env file, and the
 // environment wins over the file.
 func TestEnvFile(t *testing.T) {
