@@ -16,9 +16,6 @@ import (
 	"tenure/proxy/wire"
 	"tenure/residency"
 	"tenure/routing"
-	"tenure/routing/task"
-
-	"github.com/ollama/ollama/api"
 )
 
 // keyVersion is part of every cache key: raise it when the same request would
@@ -32,78 +29,66 @@ func (s *Server) complete(ep endpoint) func(*exchange) error {
 		if err != nil {
 			return err
 		}
-		chat, err := ep.decode(body, s.cfg.Limits)
+		request, err := ep.decode(body, s.cfg.Limits)
 		if err != nil {
 			return err
 		}
-		if err := s.permit(x, chat.Model); err != nil {
+		x.asked = request.Head()
+		if err := s.permit(x, x.asked.Model); err != nil {
 			return err
 		}
-		decision, err := s.router.Route(question(chat))
+		decision, err := s.router.Route(request.question())
 		if err != nil {
 			return err
 		}
-		reader, err := s.answer(x, ep, chat, decision)
+		reader, err := s.answer(x, ep, request, decision)
 		if err != nil {
 			return err
 		}
 		defer reader.Close()
-		if chat.Stream {
+		if x.asked.Stream {
 			return s.stream(x, reader)
 		}
 		return s.reply(x, reader)
 	}
 }
 
-// question is what the router may look at.
-func question(chat *wire.Chat) routing.Request {
-	q := routing.Request{Model: chat.Model, Input: task.Input{
-		Tools: chat.ToolKeys(), SchemaKeys: chat.SchemaKeys(), JSON: chat.WantsJSON(), Stream: chat.Stream,
-		Messages: make([]task.Message, len(chat.Messages)),
-	}}
-	for i, m := range chat.Messages {
-		q.Messages[i] = task.Message{Role: m.Role, Text: m.Text}
-		q.Images += len(m.Images)
-	}
-	return q
-}
-
 // answer returns a reader whose first chunk is there: of the task's model, or
 // of the next fallback with more room when the prompt does not fit.
-func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Decision) (*cache.Reader, error) {
+func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decision) (*cache.Reader, error) {
 	control, err := parseCacheControl(x.gin.Request.Header)
 	if err != nil {
 		return nil, err
 	}
 	x.decision, x.cause = d, d.Cause
-	unheeded := s.declare(x, chat, d.Task)
-	room, words := 0, leastTokens(chat)
+	unheeded := s.declare(x, d.Task)
+	room, least := 0, request.leastTokens()
 	for _, candidate := range d.Candidates {
 		facts := s.backend.facts(candidate.Digest)
 		model := s.sizes.estimate(seat(candidate, facts), candidate.Digest)
 		if model.Context <= room {
 			continue // no more room than one that was too small
 		}
-		if words > model.Context {
+		if least > model.Context {
 			s.measured.overflowed(model.Name)
 			room, x.cause = model.Context, routing.Context
 			continue
 		}
 		job := job{
-			chat: chat, model: model, class: x.urgency(class(chat, &d)), decision: &d,
+			request: request, model: model, class: x.urgency(class(x.asked.ServiceTier, &d)), decision: &d,
 			params: wire.Params{
 				Model: model.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.MaxTokens,
 				Temperature: d.Parameters.Temperature, Capabilities: facts.Capabilities,
 			},
 		}
 		x.model = model.Name
-		if job.request, err = chat.Request(job.params); err != nil {
+		if job.work, err = request.work(job.params); err != nil {
 			return nil, err
 		}
 		reader, outcome, age := s.cache.Do(s.cacheRequest(x, ep, &job, candidate.Digest, control), s.fill(&job))
 		x.outcome, x.cached = outcome, true
-		x.present(chat, candidate.Digest, slices.Concat(chat.IgnoredFor(job.params), unheeded), age)
-		err := s.await(x, chat, reader)
+		x.present(request, candidate.Digest, slices.Concat(request.IgnoredFor(job.params), unheeded), age)
+		err := s.await(x, reader)
 		if err == nil {
 			return reader, nil
 		}
@@ -115,7 +100,7 @@ func (s *Server) answer(x *exchange, ep endpoint, chat *wire.Chat, d routing.Dec
 		room, x.cause = model.Context, routing.Context
 		x.retract()
 	}
-	return nil, errTooLong
+	return nil, &tooLongError{param: x.asked.Prompt}
 }
 
 // seat is a candidate as the scheduler knows it.
@@ -134,39 +119,21 @@ func seat(c routing.Candidate, facts ollama.Facts) residency.Model {
 
 // class is how urgent a request is. Nobody waits for a chat application's own
 // jobs.
-func class(chat *wire.Chat, d *routing.Decision) residency.Class {
+func class(tier string, d *routing.Decision) residency.Class {
 	if d.Background() {
 		return residency.Batch
 	}
-	return residency.ClassOf(chat.ServiceTier)
-}
-
-// leastTokens is a floor for the prompt's tokens: no tokenizer of these models
-// makes one token of two words. What is not ASCII counts as part of a word.
-func leastTokens(chat *wire.Chat) int {
-	n := 0
-	for _, m := range chat.Messages {
-		inWord := false
-		for i := range len(m.Text) {
-			c := m.Text[i]
-			letter := 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c >= 0x80
-			if letter && !inWord {
-				n++
-			}
-			inWord = letter
-		}
-	}
-	return n
+	return residency.ClassOf(tier)
 }
 
 // job is one answer to be made by one model.
 type job struct {
-	chat     *wire.Chat
+	request  ask
 	model    residency.Model
 	class    residency.Class
 	params   wire.Params
 	decision *routing.Decision
-	request  *api.ChatRequest
+	work     work
 	ttl      time.Duration // how long the answer may be kept
 }
 
@@ -174,7 +141,7 @@ type job struct {
 // Cacheable is what is asked at temperature 0, and what the client or the
 // catalog explicitly wants kept.
 func (s *Server) cacheRequest(x *exchange, ep endpoint, j *job, digest string, control cacheControl) cache.Request {
-	temperature, known := j.chat.EffectiveTemperature(j.params)
+	temperature, known := j.request.EffectiveTemperature(j.params)
 	exact := known && temperature == 0
 	j.ttl = j.decision.Parameters.CacheTTL
 	if j.ttl == 0 || !exact && !j.decision.Parameters.KeepSampled {
@@ -186,7 +153,7 @@ func (s *Server) cacheRequest(x *exchange, ep endpoint, j *job, digest string, c
 	if digest == "" {
 		return cache.Request{} // the model's weights are not known yet
 	}
-	options := j.chat.AppendKey(nil, j.params)
+	options := j.request.AppendKey(nil, j.params)
 	return cache.Request{
 		Key:    cache.KeyOf([]byte(keyVersion), []byte(x.tenant), []byte(ep.name), []byte(j.decision.Task), []byte(digest), options),
 		MaxAge: control.maxAge, Refresh: control.noCache, Rank: int(j.class),
@@ -218,23 +185,14 @@ func (s *Server) fill(j *job) cache.Fill {
 
 		ctx, cancel := withTimeout(ctx, s.cfg.TotalTimeout, errTotalTimeout)
 		defer cancel()
-		recorder, meter := wire.NewRecorder(j.chat, j.params), meter{began: time.Now()}
-		for choice := range max(j.chat.N, 1) {
-			err = s.ollama.Chat(ctx, j.chat.ForChoice(j.request, choice), func(r *api.ChatResponse) error {
-				meter.line(r)
-				chunks, err := recorder.Line(choice, r)
-				for _, c := range chunks {
-					rec.Append(c)
-				}
-				return err
-			})
-			if err != nil {
-				s.runnerLost(j.model.Name, meter.began, err)
-				return 0, fmt.Errorf("asking %s: %w", j.model.Name, err)
-			}
+		meter := meter{began: time.Now()}
+		whole, err := j.work(ctx, s.ollama, rec, &meter)
+		if err != nil {
+			s.runnerLost(j.model.Name, meter.began, err)
+			return 0, fmt.Errorf("asking %s: %w", j.model.Name, err)
 		}
 		s.measured.served(j, lease, &meter)
-		if recorder.Truncated() {
+		if !whole {
 			return 0, nil // whose limit it was, the client's, ours or the context's, is not told
 		}
 		return j.ttl, nil
@@ -261,7 +219,7 @@ func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Con
 
 // await returns when the answer's first chunk is there, or tells why it will
 // not come. Who waits for a stream for long is sent the headers meanwhile.
-func (s *Server) await(x *exchange, chat *wire.Chat, reader *cache.Reader) error {
+func (s *Server) await(x *exchange, reader *cache.Reader) error {
 	timer := time.NewTimer(headersAfter)
 	defer timer.Stop()
 	for {
@@ -275,7 +233,7 @@ func (s *Server) await(x *exchange, chat *wire.Chat, reader *cache.Reader) error
 		select {
 		case <-more:
 		case <-timer.C:
-			if chat.Stream {
+			if x.asked.Stream {
 				if err := x.keepAlive(s.cfg.StallTimeout); err != nil {
 					return err
 				}

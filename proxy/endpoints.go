@@ -1,12 +1,105 @@
 package proxy
 
-import "tenure/proxy/wire"
+import (
+	"context"
 
-// endpoint is what tells one OpenAI endpoint from another; complete runs them
-// all.
+	"tenure/cache"
+	"tenure/proxy/ollama"
+	"tenure/proxy/wire"
+	"tenure/routing"
+	"tenure/routing/task"
+
+	"github.com/ollama/ollama/api"
+)
+
+// endpoint is what tells one endpoint from another; complete runs them all.
 type endpoint struct {
-	name   string // part of the cache key
-	decode func(body []byte, lim wire.Limits) (*wire.Chat, error)
+	name   string // part of the cache key: one name, one kind of recording
+	decode func(body []byte, lim wire.Limits) (ask, error)
 }
 
-func chatCompletions() endpoint { return endpoint{name: "chat", decode: wire.DecodeChat} }
+// ask is a decoded request, as complete sees those of every endpoint.
+type ask interface {
+	Head() wire.Head
+	EffectiveTemperature(p wire.Params) (t float64, known bool)
+	AppendKey(dst []byte, p wire.Params) []byte
+	IgnoredFor(p wire.Params) []string
+	Encoder(wire.Stamp) wire.Encoder
+
+	question() routing.Request        // what the router may look at
+	leastTokens() int                 // a floor for the prompt's tokens
+	work(p wire.Params) (work, error) // the error is the client's
+}
+
+// work appends an answer to a recording, made by a model that has its seat. An
+// answer that was cut short is not whole.
+type work func(ctx context.Context, client *ollama.Client, rec *cache.Recording, m *meter) (whole bool, err error)
+
+func chatCompletions() endpoint {
+	return endpoint{name: "chat", decode: func(body []byte, lim wire.Limits) (ask, error) {
+		chat, err := wire.DecodeChat(body, lim)
+		return conversation{chat}, err
+	}}
+}
+
+// conversation is what is asked of a model by messages.
+type conversation struct{ *wire.Chat }
+
+func (c conversation) question() routing.Request {
+	q := routing.Request{Model: c.Model, Input: task.Input{
+		Tools: c.ToolKeys(), SchemaKeys: c.SchemaKeys(), JSON: c.WantsJSON(), Stream: c.Stream,
+		Messages: make([]task.Message, len(c.Messages)),
+	}}
+	for i, m := range c.Messages {
+		q.Messages[i] = task.Message{Role: m.Role, Text: m.Text}
+		q.Images += len(m.Images)
+	}
+	return q
+}
+
+func (c conversation) leastTokens() int {
+	n := 0
+	for _, m := range c.Messages {
+		n += countWords(m.Text)
+	}
+	return n
+}
+
+// countWords counts the words of a text: no tokenizer of these models makes one
+// token of two. What is not ASCII counts as part of a word.
+func countWords(text string) int {
+	n, inWord := 0, false
+	for i := range len(text) {
+		c := text[i]
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c >= 0x80
+		if letter && !inWord {
+			n++
+		}
+		inWord = letter
+	}
+	return n
+}
+
+func (c conversation) work(p wire.Params) (work, error) {
+	request, err := c.Request(p)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, client *ollama.Client, rec *cache.Recording, m *meter) (bool, error) {
+		recorder := wire.NewRecorder(c.Chat, p)
+		for choice := range max(c.N, 1) {
+			err := client.Chat(ctx, c.ForChoice(request, choice), func(r *api.ChatResponse) error {
+				m.line(r)
+				chunks, err := recorder.Line(choice, r)
+				for _, chunk := range chunks {
+					rec.Append(chunk)
+				}
+				return err
+			})
+			if err != nil {
+				return false, err
+			}
+		}
+		return !recorder.Truncated(), nil
+	}, nil
+}

@@ -64,7 +64,6 @@ var (
 	errClientGone   = errors.New("proxy: client left")
 	errClientStall  = errors.New("proxy: client stopped reading")
 	errDraining     = errors.New("proxy: shutting down")
-	errTooLong      = errors.New("proxy: the prompt fits no model of the task")
 )
 
 // queueTimeoutError is errQueueTimeout with the wait that is now expected.
@@ -73,6 +72,11 @@ type queueTimeoutError struct{ retry time.Duration }
 func (e *queueTimeoutError) Error() string { return errQueueTimeout.Error() }
 
 func (e *queueTimeoutError) Unwrap() error { return errQueueTimeout }
+
+// tooLongError means that the prompt fits no model of the task.
+type tooLongError struct{ param string } // where the prompt stands in the request
+
+func (e *tooLongError) Error() string { return "proxy: the prompt fits no model of the task" }
 
 // overflow reports whether Ollama refused a prompt for its length.
 func overflow(err error) bool {
@@ -102,6 +106,12 @@ func explain(err error) *Error {
 	if e, ok := errors.AsType[*ollama.StatusError](err); ok {
 		return upstream(e)
 	}
+	if e, ok := errors.AsType[*tooLongError](err); ok {
+		p := problem(err, outcomeCaller, http.StatusBadRequest, "context_length_exceeded", 0,
+			"What '"+e.param+"' holds exceeds the model's maximum context length, and no model for this task has more room.")
+		p.Refusal.Param = e.param
+		return p
+	}
 	if e, ok := errors.AsType[*queueTimeoutError](err); ok {
 		return problem(err, outcomeQueued, http.StatusTooManyRequests, "queue_timeout", e.retry,
 			fmt.Sprintf("The model did not become free in time. The wait is now expected to be about %d s. Try again later.", retryAfter(e.retry)))
@@ -110,11 +120,6 @@ func explain(err error) *Error {
 	case errors.Is(err, residency.ErrTooBig):
 		return problem(err, outcomeCaller, http.StatusBadRequest, "model_too_large", 0,
 			"This model does not fit into GPU memory.")
-	case errors.Is(err, errTooLong):
-		p := problem(err, outcomeCaller, http.StatusBadRequest, "context_length_exceeded", 0,
-			"The messages exceed the model's maximum context length, and no model for this task has more room.")
-		p.Refusal.Param = "messages"
-		return p
 	case errors.Is(err, errDraining), errors.Is(err, cache.ErrClosed), errors.Is(err, residency.ErrClosed):
 		return problem(err, outcomeStopping, http.StatusServiceUnavailable, "shutting_down", 3*time.Second,
 			"The server is shutting down. Try again in a moment.")

@@ -77,13 +77,15 @@ type exchange struct {
 	leave   func()  // gives back what the key's limits count; nil: nothing
 	started time.Time
 
+	asked     wire.Head
 	decision  routing.Decision
 	model     string // the real one
 	cause     string
 	outcome   cache.Outcome
 	cached    bool // outcome is set
 	admission *admission
-	encoder   *wire.Answer
+	stamp     wire.Stamp
+	encoder   wire.Encoder
 	late      []string // headers that came after the headers were sent
 	unsent    []byte   // of a stream
 	firstByte time.Duration

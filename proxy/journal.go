@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"tenure/proxy/wire"
 	"tenure/residency"
 
 	"github.com/gin-gonic/gin"
@@ -195,7 +196,7 @@ func (s *Server) streamDecisions(c *gin.Context) {
 		q.After = id
 	}
 	x := &exchange{gin: c, ctx: c.Request.Context()}
-	x.openStream()
+	x.openStream(wire.EventStream)
 	buf := []byte(": decisions\n\n")
 	for {
 		next, ended := s.journal.wait()

@@ -46,14 +46,16 @@ func (f figures) plus(g *figures) figures {
 // mean is the time of one answer; zero when there was none.
 func (f figures) mean() time.Duration { return f.service / time.Duration(max(f.count, 1)) }
 
-// meter follows one answer.
+// meter follows the answers to one request: n of them, or one.
 type meter struct {
-	began  time.Time
-	tokens int
+	began   time.Time
+	answers int // that came to their end
+	tokens  int // of a prompt and its answer, the most of any
 }
 
 func (m *meter) line(r *api.ChatResponse) {
 	if r.Done {
+		m.answers++
 		m.tokens = max(m.tokens, r.PromptEvalCount+r.EvalCount)
 	}
 }
@@ -72,7 +74,7 @@ func (m *measures) served(j *job, lease *residency.Lease, meter *meter) {
 		m.answers[key] = f
 	}
 	f.count++
-	f.service += time.Since(meter.began) / time.Duration(max(j.chat.N, 1))
+	f.service += time.Since(meter.began) / time.Duration(max(meter.answers, 1))
 	if lease.Cold {
 		f.cold++
 		f.coldly += lease.Waited

@@ -57,7 +57,7 @@ func Question(body []byte, lim wire.Limits) (routing.Request, error) {
 	if err != nil {
 		return routing.Request{}, err
 	}
-	return question(chat), nil
+	return conversation{chat}.question(), nil
 }
 
 // route answers where a chat request would go. No model is called.

@@ -30,16 +30,14 @@ const (
 // present prepares the answer's headers and encoder. Called again for a
 // fallback, it overwrites. The fingerprint is the weights': the same model,
 // pulled again, may answer otherwise.
-func (x *exchange) present(chat *wire.Chat, digest string, ignored []string, age time.Duration) {
-	if x.encoder == nil {
-		x.encoder = &wire.Answer{
-			ID: "chatcmpl-" + strings.ReplaceAll(uuid.NewString(), "-", ""), Model: chat.Model,
-			Created: time.Now().Unix(), IncludeUsage: chat.IncludeUsage, ServiceTier: servedTier(chat.ServiceTier),
-		}
+func (x *exchange) present(request ask, digest string, ignored []string, age time.Duration) {
+	if x.stamp.ID == "" {
+		x.stamp = wire.Stamp{ID: strings.ReplaceAll(uuid.NewString(), "-", ""), Created: time.Now().Unix()}
 	}
 	if digest != "" {
-		x.encoder.Fingerprint = "fp_" + digest[:min(12, len(digest))]
+		x.stamp.Fingerprint = "fp_" + digest[:min(12, len(digest))]
 	}
+	x.encoder = request.Encoder(x.stamp)
 	if x.gin.Writer.Written() {
 		x.late = append(x.late, "Tenure-Model: "+x.model, "Tenure-Cause: "+x.cause, "Tenure-Cache: "+x.outcome.String())
 		return
@@ -56,18 +54,6 @@ func (x *exchange) present(chat *wire.Chat, digest string, ignored []string, age
 	if len(ignored) > 0 {
 		h.Set("Tenure-Ignored", strings.Join(ignored, ", "))
 	}
-}
-
-// servedTier is what an answer says of its service_tier: nothing when nothing
-// was asked.
-func servedTier(asked string) string {
-	switch asked {
-	case "flex", "priority", "default":
-		return asked
-	case "auto":
-		return "default"
-	}
-	return ""
 }
 
 // admitted tells how the job came to its seat: in headers, or late.
@@ -91,12 +77,12 @@ func (x *exchange) retract() {
 }
 
 // openStream sends the headers of a stream.
-func (x *exchange) openStream() {
+func (x *exchange) openStream(contentType string) {
 	if x.gin.Writer.Written() {
 		return
 	}
 	h := x.gin.Writer.Header()
-	h.Set("Content-Type", "text/event-stream; charset=utf-8")
+	h.Set("Content-Type", contentType)
 	h.Set("Cache-Control", "no-cache")
 	h.Set("X-Accel-Buffering", "no")
 	x.gin.Writer.WriteHeader(http.StatusOK)
@@ -105,8 +91,8 @@ func (x *exchange) openStream() {
 
 // keepAlive tells a client that waits that it is not forgotten.
 func (x *exchange) keepAlive(stall time.Duration) error {
-	x.openStream()
-	return x.send([]byte(": keep-alive\n\n"), stall)
+	x.openStream(x.encoder.StreamType())
+	return x.send(x.encoder.AppendComment(nil, "keep-alive"), stall)
 }
 
 // send writes and flushes; a client that takes nothing for stall is given up.
@@ -137,9 +123,9 @@ func (x *exchange) send(p []byte, stall time.Duration) error {
 
 // stream writes the answer as server-sent events, chunk by chunk as they come.
 func (s *Server) stream(x *exchange, reader *cache.Reader) error {
-	x.openStream()
+	x.openStream(x.encoder.StreamType())
 	if len(x.late) > 0 {
-		x.unsent = append(x.unsent, ": "+strings.Join(x.late, "; ")+"\n\n"...)
+		x.unsent = x.encoder.AppendComment(x.unsent, strings.Join(x.late, "; "))
 	}
 	for {
 		chunk, err := reader.Next(x.ctx)

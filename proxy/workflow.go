@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"tenure/proxy/wire"
 	"tenure/residency"
 	"tenure/routing"
 
@@ -202,9 +201,9 @@ func (p *play) admit(m residency.Model, next []residency.Model, load func(reside
 //
 // or in metadata.workflow and metadata.run. It is a hint: a wrong one costs
 // nothing but a mention in Tenure-Ignored.
-func (s *Server) declare(x *exchange, chat *wire.Chat, task string) (ignored []string) {
+func (s *Server) declare(x *exchange, task string) (ignored []string) {
 	header := x.gin.GetHeader("Tenure-Workflow")
-	name, run := chat.Metadata["workflow"], chat.Metadata["run"]
+	name, run := x.asked.Metadata["workflow"], x.asked.Metadata["run"]
 	if header != "" {
 		var parameter string
 		name, parameter, _ = strings.Cut(header, ";")

@@ -7,8 +7,71 @@ import (
 	"strings"
 )
 
-// Answer writes recorded chunks for one client: as the events of a stream or
-// as one JSON body. The fields are set before the first call and not after.
+// Encoder writes recorded chunks for one client, as a stream or as one body.
+type Encoder interface {
+	StreamType() string // Content-Type of a stream
+
+	// AppendEvents appends what one chunk means to a stream; it may be nothing.
+	AppendEvents(dst, chunk []byte) []byte
+	// AppendEnd appends the end of a stream that went well.
+	AppendEnd(dst []byte) []byte
+	// AppendComment appends what keeps a waiting client from leaving and means
+	// nothing to it: a line of text, or nothing where the form has no comments.
+	AppendComment(dst []byte, text string) []byte
+	// AppendOpening appends how an answer begins, for a stream that must fail
+	// after nothing but comments.
+	AppendOpening(dst []byte) []byte
+	// AppendErrorEvent appends the end of a stream that failed.
+	AppendErrorEvent(dst []byte, e *Error) []byte
+
+	// AppendBody appends the whole answer as one document. It ranges over the
+	// chunks once, and returns when they end.
+	AppendBody(dst []byte, chunks iter.Seq[[]byte]) []byte
+}
+
+// Stamp is what tells one answer from another that says the same.
+type Stamp struct {
+	ID          string // without the prefix that the endpoint puts before it
+	Created     int64  // Unix seconds
+	Fingerprint string // system_fingerprint; empty = left out
+}
+
+// Head is what requests to all endpoints have.
+type Head struct {
+	Model       string // the id asked for
+	Prompt      string // name of the field that holds the prompt
+	Stream      bool
+	ServiceTier string
+	Metadata    map[string]string
+}
+
+// Head returns what a chat has in common with other requests.
+func (c *Chat) Head() Head {
+	return Head{Model: c.Model, Prompt: "messages", Stream: c.Stream, ServiceTier: c.ServiceTier, Metadata: c.Metadata}
+}
+
+// Encoder returns what writes an answer to c.
+func (c *Chat) Encoder(s Stamp) Encoder {
+	return &Answer{
+		ID: "chatcmpl-" + s.ID, Model: c.Model, Created: s.Created, Fingerprint: s.Fingerprint,
+		IncludeUsage: c.IncludeUsage, ServiceTier: servedTier(c.ServiceTier),
+	}
+}
+
+// servedTier is what an answer says of its service_tier: nothing when nothing
+// was asked.
+func servedTier(asked string) string {
+	switch asked {
+	case "flex", "priority", "default":
+		return asked
+	case "auto":
+		return "default"
+	}
+	return ""
+}
+
+// Answer writes a chat completion: as the events of a stream or as one JSON
+// body. The fields are set before the first call and not after.
 type Answer struct {
 	ID           string // chatcmpl-…, of this answer alone
 	Model        string // the id the client asked for
@@ -19,6 +82,21 @@ type Answer struct {
 
 	head               []byte // of every event, up to choices
 	prompt, completion int
+}
+
+var _ Encoder = (*Answer)(nil)
+
+// EventStream is the Content-Type of server-sent events.
+const EventStream = "text/event-stream; charset=utf-8"
+
+// StreamType is EventStream.
+func (a *Answer) StreamType() string { return EventStream }
+
+// AppendComment appends a comment.
+func (a *Answer) AppendComment(dst []byte, text string) []byte {
+	dst = append(dst, ": "...)
+	dst = append(dst, text...)
+	return append(dst, "\n\n"...)
 }
 
 // AppendEvents appends what one chunk means to a stream: an event, or nothing
@@ -100,8 +178,7 @@ func (a *Answer) AppendErrorEvent(dst []byte, e *Error) []byte {
 	return append(dst, "\n\n"...)
 }
 
-// AppendBody appends the whole answer as one JSON object. It ranges over the
-// chunks once, and returns when they end.
+// AppendBody appends the whole answer as one JSON object.
 func (a *Answer) AppendBody(dst []byte, chunks iter.Seq[[]byte]) []byte {
 	dst = a.appendHead(dst, "chat.completion")
 	dst = append(dst, `"choices":[`...)
