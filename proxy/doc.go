@@ -15,6 +15,9 @@
 //     server-sent events.
 //  7. Closing the reader cancels the work when nobody else reads it.
 //
+// Every endpoint is a value that complete runs (endpoints.go), Ollama's own
+// API among them (native.go).
+//
 // A hit never touches the scheduler, and nothing calls back upwards. Errors
 // become HTTP in errors.go and nowhere else.
 package proxy

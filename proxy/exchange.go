@@ -236,7 +236,11 @@ func (s *Server) fail(x *exchange, err error) {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
 	x.gin.Writer.WriteHeader(x.err.Refusal.Status)
-	_, _ = x.gin.Writer.Write(x.err.Refusal.AppendJSON(nil)) // the client may have left; there is no other to tell
+	form := x.err.Refusal.AppendJSON
+	if isNative(x.gin.Request) {
+		form = x.err.Refusal.AppendNative
+	}
+	_, _ = x.gin.Writer.Write(form(nil)) // the client may have left; there is no other to tell
 }
 
 // finish counts the request and logs it: ids, names, numbers, never content.

@@ -89,7 +89,7 @@ func New(cfg Config, p Parts) *Server {
 	return s
 }
 
-// API returns the handler of the OpenAI side.
+// API returns the handler of the OpenAI side, and of Ollama's own beside it.
 func (s *Server) API() http.Handler {
 	g := newEngine()
 	g.NoRoute(s.serve("unknown", s.unknownURL))
@@ -101,6 +101,7 @@ func (s *Server) API() http.Handler {
 	g.GET("/v1/models/*id", s.serve("models", s.getModel))
 	g.POST("/v1/chat/completions", s.serve("chat", s.complete(chatCompletions())))
 	g.POST("/v1/route", s.serve("route", s.route))
+	s.native(g)
 	return s.cors(g)
 }
 

@@ -38,6 +38,19 @@ type backend struct {
 	resident []ollama.Resident
 }
 
+// sight is what was last seen of the server. Its slices are not changed.
+type sight struct {
+	version  string // empty: it was never reached
+	models   []ollama.Installed
+	resident []ollama.Resident
+}
+
+func (b *backend) snapshot() sight {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return sight{b.version, b.models, b.resident}
+}
+
 func (b *backend) reachable() (up bool, since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

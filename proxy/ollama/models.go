@@ -2,6 +2,7 @@ package ollama
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -119,6 +120,14 @@ func (f Facts) Can(capability string) bool { return slices.Contains(f.Capabiliti
 // does not tell.
 func (f Facts) KVPerToken() residency.Bytes {
 	return residency.Bytes(2 * f.Blocks * f.KVHeads * (f.KeyLength + f.ValueLength))
+}
+
+// ShowAll reads all that the server tells of a model, member by member. A
+// model that is not installed is a 404.
+func (c *Client) ShowAll(ctx context.Context, name string) (map[string]json.RawMessage, error) {
+	all := map[string]json.RawMessage{}
+	err := c.call(ctx, c.cfg.Call, http.MethodPost, "/api/show", &api.ShowRequest{Model: name}, &all)
+	return all, err
 }
 
 // Show reads a model's facts. A model that is not installed is a 404.

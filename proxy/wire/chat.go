@@ -211,7 +211,7 @@ func (d *decoder) request() {
 		case "model":
 			c.Model = d.text()
 		case "messages":
-			d.conversation()
+			d.messagesOf(d.message)
 		case "stream":
 			c.Stream = d.bool()
 		case "stream_options":
@@ -285,6 +285,10 @@ func (d *decoder) optional(low, high float64) *float64 { return new(d.float(low,
 // is fit for a response header.
 func (d *decoder) ignore(name string) {
 	d.skip()
+	d.ignored(name)
+}
+
+func (d *decoder) ignored(name string) {
 	const most = 32
 	if len(d.chat.Ignored) < most && plain(name) && !slices.Contains(d.chat.Ignored, name) {
 		d.chat.Ignored = append(d.chat.Ignored, name)
@@ -359,7 +363,8 @@ func (d *decoder) metadata() {
 	}
 }
 
-func (d *decoder) conversation() {
+// messagesOf reads a conversation whose messages are read by one.
+func (d *decoder) messagesOf(one func() Message) {
 	c := d.chat
 	for i := range d.array() {
 		if i == d.lim.Messages {
@@ -367,7 +372,7 @@ func (d *decoder) conversation() {
 			return
 		}
 		d.messages++
-		m := d.message()
+		m := one()
 		if n := len(c.Messages); m.Role == openai.ChatMessageRoleSystem && n > 0 && c.Messages[n-1].Role == m.Role {
 			c.Messages[n-1].Text += "\n\n" + m.Text
 			continue
@@ -383,16 +388,7 @@ func (d *decoder) message() Message {
 		switch key {
 		case "role":
 			role = true
-			m.Role = d.text()
-			switch m.Role {
-			case openai.ChatMessageRoleSystem, openai.ChatMessageRoleUser, openai.ChatMessageRoleAssistant, openai.ChatMessageRoleTool:
-			case openai.ChatMessageRoleDeveloper:
-				m.Role = openai.ChatMessageRoleSystem
-			case roleFunction:
-				m.Role = openai.ChatMessageRoleTool
-			default:
-				d.badValue("expected system, developer, user, assistant, tool or function")
-			}
+			m.Role = d.role()
 		case "content":
 			content = true
 			d.content(&m)
@@ -422,11 +418,25 @@ func (d *decoder) message() Message {
 	}
 	if m.Name != "" && m.Role != openai.ChatMessageRoleTool {
 		m.Name = "" // a participant's name has no place in the models' templates
-		if !slices.Contains(d.chat.Ignored, "messages.name") {
-			d.chat.Ignored = append(d.chat.Ignored, "messages.name")
-		}
+		d.ignored("messages.name")
 	}
 	return m
+}
+
+// role reads a role, and takes the deprecated and the new ones for what they
+// stand for.
+func (d *decoder) role() string {
+	role := d.text()
+	switch role {
+	case openai.ChatMessageRoleSystem, openai.ChatMessageRoleUser, openai.ChatMessageRoleAssistant, openai.ChatMessageRoleTool:
+	case openai.ChatMessageRoleDeveloper:
+		return openai.ChatMessageRoleSystem
+	case roleFunction:
+		return openai.ChatMessageRoleTool
+	default:
+		d.badValue("expected system, developer, user, assistant, tool or function")
+	}
+	return role
 }
 
 // missing refuses the value being read for a member it lacks.
@@ -547,7 +557,11 @@ func (d *decoder) dataURL(m *Message) {
 		d.badValue("image URLs are not fetched; send the image as a data URL (data:image/png;base64,...)")
 		return
 	}
-	raw = raw[len(head)+1:]
+	d.picture(m, raw[len(head)+1:])
+}
+
+// picture takes an image in base64.
+func (d *decoder) picture(m *Message, raw []byte) {
 	coding := base64.StdEncoding
 	if len(raw)%4 != 0 {
 		coding = base64.RawStdEncoding

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ollama/ollama/api"
 	"github.com/sashabaranov/go-openai"
@@ -24,7 +25,7 @@ const (
 	kindCall      = 'c' // varint index of the call, varint length of the name, the name, the arguments
 	kindFunction  = 'f' // like kindCall, for a client of the deprecated functions
 	kindFinish    = 'e' // finish_reason
-	kindUsage     = 'u' // varint prompt tokens, varint completion tokens; of all choices
+	kindUsage     = 'u' // varints: prompt tokens, completion tokens, nanoseconds of loading, reading and writing; of all choices
 )
 
 // Recorder turns the lines of Ollama's answers to one request into the chunks
@@ -35,7 +36,8 @@ type Recorder struct {
 	choices []choice
 	left    int // choices not done
 	prompt  int
-	tokens  int // completion tokens, of all choices
+	tokens  int              // completion tokens, of all choices
+	took    [3]time.Duration // loading, reading the prompt, writing
 	out     [][]byte
 }
 
@@ -177,6 +179,9 @@ func (r *Recorder) finish(index int, resp *api.ChatResponse) ([][]byte, error) {
 	r.left--
 	r.prompt = max(r.prompt, resp.PromptEvalCount)
 	r.tokens += resp.EvalCount
+	for i, d := range [...]time.Duration{resp.LoadDuration, resp.PromptEvalDuration, resp.EvalDuration} {
+		r.took[i] += max(d, 0)
+	}
 	length := resp.DoneReason == "length"
 	if r.plan.emulated() {
 		if err := r.settle(index, length); err != nil {
@@ -199,9 +204,12 @@ func (r *Recorder) finish(index int, resp *api.ChatResponse) ([][]byte, error) {
 	chunk := r.emit(kindFinish, index, len(ch.reason))
 	*chunk = append(*chunk, ch.reason...)
 	if r.left == 0 {
-		chunk := r.emit(kindUsage, 0, 2*binary.MaxVarintLen32)
+		chunk := r.emit(kindUsage, 0, 2*binary.MaxVarintLen32+3*binary.MaxVarintLen64)
 		*chunk = binary.AppendUvarint(*chunk, uint64(max(r.prompt, 0)))
 		*chunk = binary.AppendUvarint(*chunk, uint64(max(r.tokens, 0)))
+		for _, d := range r.took {
+			*chunk = binary.AppendUvarint(*chunk, uint64(d))
+		}
 	}
 	return r.out, nil
 }
