@@ -62,14 +62,14 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 	}
 	x.decision, x.cause = d, d.Cause
 	unheeded := s.declare(x, d.Task)
-	room, least := 0, request.leastTokens()
+	room := 0
 	for _, candidate := range d.Candidates {
 		facts := s.backend.facts(candidate.Digest)
 		model := s.sizes.estimate(seat(candidate, facts), candidate.Digest)
 		if model.Context <= room {
 			continue // no more room than one that was too small
 		}
-		if least > model.Context {
+		if request.leastTokens(model.Context+1) > model.Context {
 			s.measured.overflowed(model.Name)
 			room, x.cause = model.Context, routing.Context
 			continue

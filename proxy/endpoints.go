@@ -27,7 +27,7 @@ type ask interface {
 	Encoder(wire.Stamp) wire.Encoder
 
 	question() routing.Request        // what the router may look at
-	leastTokens() int                 // a floor for the prompt's tokens
+	leastTokens(enough int) int       // a floor for the prompt's tokens; counting may stop at enough
 	work(p wire.Params) (work, error) // the error is the client's
 }
 
@@ -57,28 +57,42 @@ func (c conversation) question() routing.Request {
 	return q
 }
 
-func (c conversation) leastTokens() int {
+func (c conversation) leastTokens(enough int) int {
 	n := 0
 	for _, m := range c.Messages {
-		n += countWords(m.Text)
+		if n += countWords(m.Text, enough-n); n >= enough {
+			break
+		}
 	}
 	return n
 }
 
-// countWords counts the words of a text: no tokenizer of these models makes one
-// token of two. What is not ASCII counts as part of a word.
-func countWords(text string) int {
-	n, inWord := 0, false
-	for i := range len(text) {
-		c := text[i]
-		letter := 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c >= 0x80
-		if letter && !inWord {
-			n++
+// countWords counts the words of a text, and stops at enough: no tokenizer of
+// these models makes one token of two. What is not ASCII counts as part of a
+// word.
+func countWords(text string, enough int) int {
+	n, before := 0, uint8(0)
+	for len(text) > 0 && n < enough {
+		block := text[:min(len(text), 4096)]
+		for i := range len(block) {
+			now := inWord[block[i]]
+			n += int(now &^ before)
+			before = now
 		}
-		inWord = letter
+		text = text[len(block):]
 	}
 	return n
 }
+
+// inWord is 1 for the bytes of words.
+var inWord = func() (table [256]uint8) { //nolint:gochecknoglobals // a compiled table
+	for c := range table {
+		if 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c >= 0x80 {
+			table[c] = 1
+		}
+	}
+	return table
+}()
 
 func (c conversation) work(p wire.Params) (work, error) {
 	request, err := c.Request(p)

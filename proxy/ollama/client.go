@@ -158,6 +158,7 @@ func New(base *url.URL, cfg Config) *Client {
 		},
 		DisableCompression:  true,
 		MaxIdleConnsPerHost: 16,
+		WriteBufferSize:     16 << 10, // most requests go out in one piece
 		IdleConnTimeout:     90 * time.Second,
 	}
 	life, end := context.WithCancel(context.Background())
@@ -186,11 +187,14 @@ func (c *Client) Close() {
 // a *StatusError.
 func (c *Client) open(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
 	var body io.Reader
-	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
+	data, encoded := in.(json.RawMessage)
+	if in != nil && !encoded {
+		var err error
+		if data, err = json.Marshal(in); err != nil {
 			return nil, fmt.Errorf("encoding %s: %w", path, err)
 		}
+	}
+	if in != nil {
 		body = bytes.NewReader(data)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base.JoinPath(path).String(), body)

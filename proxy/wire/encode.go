@@ -18,30 +18,23 @@ func appendStringOrNull(dst []byte, s string) []byte {
 	return appendString(dst, s)
 }
 
+// AppendString appends s as a JSON string, HTML left alone.
+func AppendString(dst []byte, s string) []byte { return appendString(dst, s) }
+
 // appendEscaped appends what stands between the quotes of s as a JSON string.
 // HTML is left alone; bytes that are not UTF-8 become U+FFFD.
 func appendEscaped(dst []byte, s string) []byte {
-	start := 0
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= 0x20 && c != '"' && c != '\\' && c < utf8.RuneSelf {
-			i++
-			continue
+	if !utf8.ValidString(s) {
+		s = string([]rune(s))
+	}
+	rest := []byte(s) // not a copy: the compiler sees that it is only read
+	for {
+		n := plainLen(rest)
+		dst = append(dst, rest[:n]...)
+		if n == len(rest) {
+			return dst
 		}
-		if c >= utf8.RuneSelf {
-			r, size := utf8.DecodeRuneInString(s[i:])
-			if r != utf8.RuneError || size > 1 {
-				i += size
-				continue
-			}
-			dst = append(dst, s[start:i]...)
-			dst = append(dst, "\ufffd"...)
-			i++
-			start = i
-			continue
-		}
-		dst = append(dst, s[start:i]...)
-		switch c {
+		switch c := rest[n]; c {
 		case '"', '\\':
 			dst = append(dst, '\\', c)
 		case '\n':
@@ -53,8 +46,6 @@ func appendEscaped(dst []byte, s string) []byte {
 		default:
 			dst = append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 		}
-		i++
-		start = i
+		rest = rest[n+1:]
 	}
-	return append(dst, s[start:]...)
 }
