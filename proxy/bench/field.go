@@ -27,10 +27,10 @@ type process struct {
 
 // field is everything that runs while it is measured.
 type field struct {
-	dir                          string
-	mock, reverse, tenure, nginx *process // nginx: nil when it is not installed
-	started                      []*process
-	client                       *http.Client
+	dir                               string
+	mock, reverse, tenure, gin, nginx *process // nginx: nil when it is not installed
+	started                           []*process
+	client                            *http.Client
 }
 
 func startField(ctx context.Context, tenure string) (f *field, err error) {
@@ -55,6 +55,9 @@ func startField(ctx context.Context, tenure string) (f *field, err error) {
 	}
 	if err := f.startTenure(ctx, tenure); err != nil {
 		return nil, fmt.Errorf("tenure: %w", err)
+	}
+	if err := f.startGin(ctx, self); err != nil {
+		return nil, fmt.Errorf("gin: %w", err)
 	}
 	if path, lookErr := exec.LookPath("nginx"); lookErr == nil {
 		if err := f.startNginx(ctx, path); err != nil {
@@ -113,6 +116,24 @@ func (f *field) startTenure(ctx context.Context, binary string) (err error) {
 			return ctx.Err()
 		}
 	}
+	return err
+}
+
+// startGin starts a handler that answers with the bytes of a hit.
+func (f *field) startGin(ctx context.Context, self string) error {
+	var answer []byte
+	for range 2 {
+		answer = answer[:0]
+		if _, err := f.ask(ctx, f.tenure.base, hit(10<<10), func(p []byte) { answer = append(answer, p...) }); err != nil {
+			return err
+		}
+	}
+	file := filepath.Join(f.dir, "answer.json")
+	if err := os.WriteFile(file, answer, 0o600); err != nil {
+		return err
+	}
+	var err error
+	f.gin, err = f.start(exec.CommandContext(ctx, self, "-role", "gin", "-answer", file), `(\S+:\d+)`)
 	return err
 }
 
@@ -178,6 +199,9 @@ func body(size int, model, text string, stream bool) []byte {
 	}
 	return []byte(head + pad[:max(0, size-len(head)-len(tail))] + tail)
 }
+
+// hit is a request that was asked before.
+func hit(size int) []byte { return body(size, "recruit/resume_parsing", "the same question", false) }
 
 // ask sends one request and reads its answer, handing each piece to read.
 func (f *field) ask(ctx context.Context, base string, body []byte, read func([]byte)) (time.Duration, error) {

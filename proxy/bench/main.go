@@ -33,8 +33,9 @@ type options struct {
 
 func main() {
 	var o options
-	var role, upstream string
-	flag.StringVar(&role, "role", "", "internal: mock or reverse")
+	var role, upstream, answer string
+	flag.StringVar(&role, "role", "", "internal: mock, reverse or gin")
+	flag.StringVar(&answer, "answer", "", "internal: the file that the gin handler answers with")
 	flag.StringVar(&upstream, "upstream", "", "internal: where the reverse proxy forwards to")
 	flag.StringVar(&o.tenure, "tenure", "bin/tenure", "the binary to measure")
 	flag.StringVar(&o.json, "json", "", "write the figures to this file, too")
@@ -49,6 +50,8 @@ func main() {
 		err = serveMock(ctx, os.Stdout)
 	case "reverse":
 		err = serveReverse(ctx, os.Stdout, upstream)
+	case "gin":
+		err = serveGin(ctx, os.Stdout, answer)
 	default:
 		err = run(ctx, o, os.Stdout)
 	}
@@ -70,9 +73,10 @@ func run(ctx context.Context, o options, w io.Writer) error {
 		if err := step(ctx, o, f, r); err != nil {
 			return err
 		}
-		fmt.Fprint(os.Stderr, ".") // it takes a minute or two
+		fmt.Fprint(os.Stderr, ".") // it takes some minutes
 	}
 	fmt.Fprintln(os.Stderr)
+	r.Figures = r.figures()
 	r.print(w)
 	if o.json == "" {
 		return nil

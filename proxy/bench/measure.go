@@ -40,9 +40,8 @@ func (f *field) contestants() []contestant {
 		contestant{"ReverseProxy", f.reverse.base, f.reverse.cmd.Process.Pid, plain("m")},
 		contestant{"tenure, miss", f.tenure.base, f.tenure.cmd.Process.Pid, plain("recruit/resume_parsing")},
 		contestant{"tenure, auto", f.tenure.base, f.tenure.cmd.Process.Pid, plain("recruit-auto")},
-		contestant{"tenure, hit", f.tenure.base, f.tenure.cmd.Process.Pid, func(size int) []byte {
-			return body(size, "recruit/resume_parsing", "the same question", false)
-		}},
+		contestant{"tenure, hit", f.tenure.base, f.tenure.cmd.Process.Pid, hit},
+		contestant{"gin handler", f.gin.base, f.gin.cmd.Process.Pid, hit},
 	)
 }
 
@@ -62,10 +61,10 @@ func nginxWorker(master int) int {
 // latencies asks one request at a time, the contestants in turn.
 func latencies(ctx context.Context, o options, f *field, r *report) error {
 	all := f.contestants()
-	for _, size := range []int{200, 10 << 10, 200 << 10} {
+	for _, size := range []int{200, 10 << 10, 64 << 10, 200 << 10} {
 		n := o.requests
-		if size > 100<<10 {
-			n /= 5
+		if size > 32<<10 {
+			n /= 3
 		}
 		took := make([][]time.Duration, len(all))
 		cpu := make([]time.Duration, len(all))
@@ -104,7 +103,7 @@ func streams(ctx context.Context, o options, f *field, r *report) error {
 	}
 	ways = append(ways, []struct{ name, base, model string }{{"ReverseProxy", f.reverse.base, "m"}, {"tenure, miss", f.tenure.base, "recruit/resume_parsing"}}...)
 	first, transit := make([][]time.Duration, len(ways)), make([][]time.Duration, len(ways))
-	for round := range max(o.requests/50, 10) {
+	for round := range max(o.requests/12, 10) {
 		for i, way := range ways {
 			var seen bool
 			start := time.Now()

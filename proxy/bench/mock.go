@@ -9,9 +9,12 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gin-gonic/gin"
 )
 
 // answerText is what the mock answers, some 300 bytes.
@@ -46,6 +49,23 @@ func serveReverse(ctx context.Context, w io.Writer, upstream string) error {
 		FlushInterval: -1,
 		Transport:     &http.Transport{MaxIdleConnsPerHost: 256},
 	})
+}
+
+// serveGin reads each body and answers with the bytes of a file.
+func serveGin(ctx context.Context, w io.Writer, file string) error {
+	answer, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	gin.SetMode(gin.ReleaseMode)
+	g := gin.New()
+	g.POST("/v1/chat/completions", func(c *gin.Context) {
+		if _, err := io.Copy(io.Discard, c.Request.Body); err != nil {
+			return // the client left
+		}
+		c.Data(http.StatusOK, "application/json", answer)
+	})
+	return listenAndTell(ctx, w, g)
 }
 
 // serveMock answers at once: OpenAI's side for the plain proxies, Ollama's for
@@ -96,7 +116,7 @@ func serveMock(ctx context.Context, w io.Writer) error {
 
 func wantsStream(r *http.Request) bool {
 	var body struct{ Stream bool }
-	_ = json.NewDecoder(r.Body).Decode(&body)
+	decode(r, &body)
 	return body.Stream
 }
 
@@ -104,8 +124,17 @@ func wantsStream(r *http.Request) bool {
 // because tenure streams from Ollama always.
 func wantsStamps(r *http.Request) bool {
 	var body struct{ Options struct{ Temperature float64 } }
-	_ = json.NewDecoder(r.Body).Decode(&body)
+	decode(r, &body)
 	return body.Options.Temperature == streamTemperature
+}
+
+// decode reads the body to its end: a server that answers before makes Go's
+// transport drop the connection now and then.
+func decode(r *http.Request, v any) {
+	data, err := io.ReadAll(r.Body)
+	if err == nil {
+		_ = json.Unmarshal(data, v) // the zero value will do
+	}
 }
 
 const streamTemperature = 0.5

@@ -56,7 +56,13 @@ type (
 		Way string  `json:"way"`
 		MiB float64 `json:"rss_mib"`
 	}
+	figure struct {
+		What  string  `json:"what"`
+		Ratio float64 `json:"ratio"`
+		Aim   float64 `json:"aim"` // at most
+	}
 	report struct {
+		Figures    []figure  `json:"figures"`
 		Machine    string    `json:"machine"`
 		Latency    []latency `json:"latency"`
 		Streams    []stream  `json:"streams"`
@@ -65,10 +71,32 @@ type (
 	}
 )
 
+// figures are what the hop is judged by.
+func (r *report) figures() (list []figure) {
+	at := func(way string, bytes int) latency {
+		return r.Latency[slices.IndexFunc(r.Latency, func(l latency) bool { return l.Way == way && l.Bytes == bytes })]
+	}
+	streamed := func(way string) stream {
+		return r.Streams[slices.IndexFunc(r.Streams, func(s stream) bool { return s.Way == way })]
+	}
+	const plain, miss = "ReverseProxy", "tenure, miss"
+	return []figure{
+		{"10 KB: added p50 of a miss, to the ReverseProxy's", at(miss, 10<<10).Added.P50 / at(plain, 10<<10).Added.P50, 1.5},
+		{"10 KB: p50 of a hit, to the gin handler's", at("tenure, hit", 10<<10).Quantiles.P50 / at("gin handler", 10<<10).Quantiles.P50, 1.3},
+		{"10 KB: added time to first token, to the ReverseProxy's", streamed(miss).FirstAdded.P50 / streamed(plain).FirstAdded.P50, 1.5},
+		{"10 KB: added chunk transit, to the ReverseProxy's", streamed(miss).TransitAdded.P50 / streamed(plain).TransitAdded.P50, 1.5},
+		{"64 KB: CPU of a miss, to the ReverseProxy's", at(miss, 64<<10).CPU / at(plain, 64<<10).CPU, 2},
+	}
+}
+
 // print writes the tables. Ratios are to the ReverseProxy of the same run.
 func (r *report) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
-	fmt.Fprintf(t, "%s\n\nOne client, one request at a time (added: less direct; ratio: to the ReverseProxy's)\n\n", r.Machine)
+	fmt.Fprintf(t, "%s\n\n| figure\t| ratio\t| aim\t|\n|---|---|---|\n", r.Machine)
+	for _, f := range r.Figures {
+		fmt.Fprintf(t, "| %s\t| %.2f\t| %.1f\t|\n", f.What, f.Ratio, f.Aim)
+	}
+	fmt.Fprintf(t, "\nOne client, one request at a time (added: less direct; ratio: to the ReverseProxy's)\n\n")
 	fmt.Fprintln(t, "| way\t| bytes\t| p50 us\t| added p50\t| p90\t| p99\t| ratio\t| CPU us\t| ratio\t|\n|---|---|---|---|---|---|---|---|---|")
 	for _, l := range r.Latency {
 		base := r.Latency[slices.IndexFunc(r.Latency, func(b latency) bool { return b.Way == "ReverseProxy" && b.Bytes == l.Bytes })]
