@@ -43,9 +43,18 @@ func (o Outcome) String() string {
 // and readers get the error after the chunks that came before it.
 type Fill func(ctx context.Context, rec *Recording) (ttl time.Duration, err error)
 
+// Owner is whose answer it is, and what for; see [Cache.Drop].
+type Owner struct{ Tenant, Task string }
+
+// covers reports whether o names another, or leaves open what it does not.
+func (o Owner) covers(other Owner) bool {
+	return (o.Tenant == "" || o.Tenant == other.Tenant) && (o.Task == "" || o.Task == other.Task)
+}
+
 // Request says what is asked of the cache.
 type Request struct {
 	Key     Key
+	Owner   Owner
 	MaxAge  time.Duration // a kept answer older than this does not count; zero: any age
 	Refresh bool          // make the answer anew, and keep it in place of the old one
 	Rank    int           // urgency, 0 first: work of a later rank is not joined, for it may wait long
@@ -75,6 +84,7 @@ type Cache struct {
 // flight is work in progress and those who read it.
 type flight struct {
 	key     Key
+	owner   Owner
 	rank    int
 	rec     *Recording
 	cancel  context.CancelCauseFunc
@@ -116,7 +126,7 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 			return rec.read(func() {}), Hit, age
 		}
 	}
-	f := &flight{key: q.Key, rank: q.Rank, rec: newRecording(c.limit)}
+	f := &flight{key: q.Key, owner: q.Owner, rank: q.Rank, rec: newRecording(c.limit)}
 	if c.closed {
 		f.rec.finish(ErrClosed)
 		return f.rec.read(func() {}), Bypass, 0
@@ -151,7 +161,7 @@ func (c *Cache) fly(ctx context.Context, f *flight, fill Fill) {
 	defer f.cancel(nil)
 	ttl, err := guarded(ctx, f.rec, fill)
 	if err == nil && ttl > 0 && c.store != nil && f.rec.whole() && c.current(f) {
-		c.store.put(&entry{key: f.key, chunks: f.rec.chunks, kept: time.Now()}, ttl)
+		c.store.put(&entry{key: f.key, owner: f.owner, chunks: f.rec.chunks, kept: time.Now()}, ttl)
 	}
 	f.rec.finish(err)
 	c.mu.Lock()
@@ -196,11 +206,21 @@ func (c *Cache) forgetLocked(f *flight) {
 	}
 }
 
-// Clear forgets every kept answer.
-func (c *Cache) Clear() {
-	if c.store != nil {
-		c.store.clear()
+// Drop forgets the kept answers of an owner, of all owners for the zero one,
+// and returns how many there were. What is being made goes to its readers, and
+// is neither kept nor joined.
+func (c *Cache) Drop(o Owner) int {
+	c.mu.Lock()
+	for _, f := range c.flights {
+		if o.covers(f.owner) {
+			c.forgetLocked(f)
+		}
 	}
+	c.mu.Unlock()
+	if c.store == nil {
+		return 0
+	}
+	return c.store.drop(o)
 }
 
 // Close cancels unfinished work with [ErrClosed], waits for it and forgets

@@ -198,7 +198,7 @@ func TestPrivateAndRefresh(t *testing.T) {
 		r, o, _ = c.Do(q, nil)
 		want(t, r, o, Hit, "new")
 		// What was begun before a refresh and ends after it is not kept.
-		c.Clear()
+		c.Drop(Owner{})
 		slow, _, _ := c.Do(q, speak(time.Minute, time.Hour, "slow"))
 		r, o, _ = c.Do(Request{Key: q.Key, Refresh: true}, speak(time.Second, time.Hour, "fresh"))
 		want(t, r, o, Miss, "fresh")
@@ -206,7 +206,7 @@ func TestPrivateAndRefresh(t *testing.T) {
 		synctest.Wait()
 		r, o, _ = c.Do(q, nil)
 		want(t, r, o, Hit, "fresh")
-		c.Clear()
+		c.Drop(Owner{})
 		r, o, _ = c.Do(q, speak(0, 0, "cleared"))
 		want(t, r, o, Miss, "cleared")
 	})
@@ -375,6 +375,78 @@ func TestStoreGivesBackOnlyWhatWasPut(t *testing.T) {
 	}
 	if kept < 490 {
 		t.Errorf("%d of 500 entries visible after put, want nearly all", kept)
+	}
+}
+
+// What is dropped is gone, also what was being made when it was dropped, and
+// nothing else is.
+func TestDrop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20})
+		owners := []Owner{{"acme", "parse"}, {"acme", "match"}, {"globex", "parse"}}
+		q := func(o Owner) Request { return Request{Key: KeyOf([]byte(o.Tenant), []byte(o.Task)), Owner: o} }
+		fill := func() {
+			for _, o := range owners {
+				r, outcome, _ := c.Do(q(o), speak(time.Second, time.Hour, "answer"))
+				if _, err := text(r); err != nil || outcome == Shared {
+					t.Fatalf("%v %v", outcome, err)
+				}
+				r.Close()
+			}
+			synctest.Wait()
+		}
+		for _, step := range []struct {
+			drop Owner
+			gone []Owner
+		}{
+			{Owner{Tenant: "acme"}, owners[:2]},
+			{Owner{Task: "parse"}, []Owner{owners[0], owners[2]}},
+			{Owner{"acme", "match"}, owners[1:2]},
+			{Owner{Tenant: "nobody"}, nil},
+			{Owner{}, owners},
+		} {
+			fill()
+			if n := c.Drop(step.drop); n != len(step.gone) {
+				t.Errorf("%+v: dropped %d, want %d", step.drop, n, len(step.gone))
+			}
+			for _, o := range owners {
+				if _, kept := c.store.get(q(o).Key); kept == slices.Contains(step.gone, o) {
+					t.Errorf("%+v: kept %v of %+v", step.drop, kept, o)
+				}
+			}
+		}
+
+		c.Drop(Owner{})
+		first, _, _ := c.Do(q(owners[0]), speak(time.Second, time.Hour, "made before"))
+		c.Drop(Owner{Tenant: "acme"})
+		r, outcome, _ := c.Do(q(owners[0]), speak(time.Second, time.Hour, "made after"))
+		want(t, first, Miss, Miss, "made before")
+		want(t, r, outcome, Miss, "made after")
+		r, outcome, _ = c.Do(q(owners[0]), nil)
+		want(t, r, outcome, Hit, "made after")
+	})
+}
+
+// What is known to be kept is what ristretto keeps, through eviction, expiry
+// and replacement.
+func TestLiveEntriesAreKnown(t *testing.T) {
+	s, err := newStore(64 << 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	for i := range 2000 {
+		s.put(&entry{key: KeyOf(fmt.Append(nil, i%700)), chunks: [][]byte{make([]byte, 400)}}, time.Hour)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.live); n == 0 || n > 64<<10/entryOverhead {
+		t.Errorf("%d entries are taken to be kept, in 64 KiB", n)
+	}
+	for e := range s.live {
+		if got, ok := s.get(e.key); !ok || got != e {
+			t.Fatal("an entry is taken to be kept that is not")
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"sync"
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
@@ -12,10 +13,14 @@ import (
 type store struct {
 	ristretto *ristretto.Cache[[]byte, *entry]
 	maxItem   int64
+
+	mu   sync.Mutex
+	live map[*entry]struct{} // what ristretto holds: it cannot be asked
 }
 
 type entry struct {
 	key    Key // compared whole: ristretto tells keys apart by 128 bits of hash
+	owner  Owner
 	chunks [][]byte
 	kept   time.Time
 }
@@ -33,6 +38,7 @@ const (
 )
 
 func newStore(bytes int64) (*store, error) {
+	s := &store{maxItem: bytes / largestShare, live: map[*entry]struct{}{}}
 	r, err := ristretto.NewCache(&ristretto.Config[[]byte, *entry]{
 		NumCounters: max(10*bytes/usualEntry, 1000),
 		MaxCost:     bytes,
@@ -40,11 +46,20 @@ func newStore(bytes int64) (*store, error) {
 		// office's newcomers are never counted and never admitted.
 		BufferItems: 8,
 		Metrics:     true,
+		OnExit:      s.left,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &store{ristretto: r, maxItem: bytes / largestShare}, nil
+	s.ristretto = r
+	return s, nil
+}
+
+// left hears of every entry that ristretto lets go of, for whatever reason.
+func (s *store) left(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.live, e)
 }
 
 func (s *store) get(k Key) (*entry, bool) {
@@ -64,11 +79,31 @@ func (s *store) put(e *entry, ttl time.Duration) {
 	if cost > s.maxItem {
 		return
 	}
-	if s.ristretto.SetWithTTL(e.key[:], e, cost, ttl) {
-		s.ristretto.Wait()
+	s.mu.Lock()
+	s.live[e] = struct{}{}
+	s.mu.Unlock()
+	if !s.ristretto.SetWithTTL(e.key[:], e, cost, ttl) {
+		s.left(e)
+		return
 	}
+	s.ristretto.Wait()
 }
 
-func (s *store) clear() { s.ristretto.Clear() }
+// drop lets go of the entries of an owner, and counts them.
+func (s *store) drop(o Owner) int {
+	s.mu.Lock()
+	var keys []Key
+	for e := range s.live {
+		if o.covers(e.owner) {
+			keys = append(keys, e.key)
+		}
+	}
+	s.mu.Unlock()
+	for _, k := range keys {
+		s.ristretto.Del(k[:])
+	}
+	s.ristretto.Wait()
+	return len(keys)
+}
 
 func (s *store) close() { s.ristretto.Close() }

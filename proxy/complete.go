@@ -156,6 +156,7 @@ func (s *Server) cacheRequest(x *exchange, ep endpoint, j *job, digest string, c
 	options := j.request.AppendKey(nil, j.params)
 	return cache.Request{
 		Key:    cache.KeyOf([]byte(keyVersion), []byte(x.tenant), []byte(ep.name), []byte(j.decision.Task), []byte(digest), options),
+		Owner:  cache.Owner{Tenant: x.tenant, Task: j.decision.Task},
 		MaxAge: control.maxAge, Refresh: control.noCache, Rank: int(j.class),
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"tenure/cache"
 	"tenure/residency"
 	"tenure/routing"
 
@@ -28,6 +29,7 @@ func (s *Server) operate(g *gin.RouterGroup) {
 		c.JSON(http.StatusOK, s.memory(&st))
 	})
 	g.POST("/admin/preload", s.postPreload)
+	g.DELETE("/admin/cache", s.deleteCache)
 	g.GET("/admin/workflows", s.listWorkflows)
 	g.GET("/admin/workflows/:name", s.getWorkflow)
 	g.GET("/admin/recommendations", func(c *gin.Context) { c.JSON(http.StatusOK, s.recommend()) })
@@ -48,6 +50,27 @@ func (s *Server) changesOnly(c *gin.Context) {
 		refuse(c, problem(err, outcomeCaller, http.StatusUnsupportedMediaType, "unsupported_media_type", 0,
 			"A change needs the header Content-Type: application/json, or the admin key."))
 	}
+}
+
+// deleteCache forgets kept answers: those of ?tenant= and ?task=, or all. What
+// is not understood must not mean all.
+func (s *Server) deleteCache(c *gin.Context) {
+	query := c.Request.URL.Query()
+	for name, values := range query {
+		if name != "tenant" && name != "task" || len(values) != 1 || values[0] == "" {
+			refuse(c, problem(nil, outcomeCaller, http.StatusBadRequest, "invalid_value", 0,
+				"Only tenant and task, each once and with a value, say which answers to forget; neither means all."))
+			return
+		}
+	}
+	owner := cache.Owner{Tenant: query.Get("tenant"), Task: query.Get("task")}
+	if owner.Task != "" && !slices.ContainsFunc(s.router.Catalog().Tasks, func(t routing.Task) bool { return t.Name == owner.Task }) {
+		refuse(c, problem(nil, outcomeCaller, http.StatusNotFound, "task_not_found", 0, "The catalog has no task of this name."))
+		return
+	}
+	n := s.cache.Drop(owner)
+	s.log.Info("kept answers forgotten", "tenant", owner.Tenant, "task", owner.Task, "answers", n)
+	c.JSON(http.StatusOK, gin.H{"forgotten": n})
 }
 
 const (

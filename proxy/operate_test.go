@@ -549,3 +549,63 @@ func TestExpectedWaitOfAbsentModel(t *testing.T) {
 		})
 	}
 }
+
+// An operator forgets a tenant's answers, or a task's, and no others; what is
+// not understood forgets nothing.
+func TestForgetAnswers(t *testing.T) {
+	file := keyFile(t, Client{Name: "acme"}, Client{Name: "globex"})
+	inBubble(t, rigConfig{proxy: Config{KeysFile: file}}, func(t *testing.T, r *rig) {
+		ask := func(key, model string) string {
+			a := r.chat(model, "Jane Doe, nurse", "", bearer(key)...)
+			if a.status != http.StatusOK {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+			return a.header.Get("Tenure-Cache")
+		}
+		forget := func(query string) (int, string) {
+			a := r.do(http.MethodDelete, "http://admin/admin/cache"+query, "", "Host", "localhost", "Content-Type", "application/json")
+			return a.status, a.body
+		}
+		const parse, bias = "recruit/resume_parsing", "recruit/bias_detection"
+		all := [][2]string{{"acme", parse}, {"acme", bias}, {"globex", parse}}
+		for _, step := range []struct {
+			query string
+			gone  [][2]string
+		}{
+			{"?tenant=acme", all[:2]},
+			{"?task=resume_parsing", [][2]string{all[0], all[2]}},
+			{"?tenant=acme&task=bias_detection", all[1:2]},
+			{"?tenant=nobody", nil},
+			{"", all},
+		} {
+			for _, q := range all {
+				ask(q[0], q[1])
+			}
+			synctest.Wait() // kept before they are forgotten
+			if status, body := forget(step.query); status != http.StatusOK || body != fmt.Sprintf(`{"forgotten":%d}`, len(step.gone)) {
+				t.Errorf("%q: %d %s, want %d forgotten", step.query, status, body, len(step.gone))
+			}
+			for _, q := range all {
+				want := "hit"
+				if slices.Contains(step.gone, q) {
+					want = "miss"
+				}
+				if got := ask(q[0], q[1]); got != want {
+					t.Errorf("%q: %v is a %s, want a %s", step.query, q, got, want)
+				}
+			}
+		}
+		synctest.Wait()
+		for _, query := range []string{"?tennant=acme", "?tenant=", "?tenant=a&tenant=b", "?task=no_such"} {
+			if status, body := forget(query); status < 400 {
+				t.Errorf("%q: %d %s, want it refused", query, status, body)
+			}
+		}
+		if got := ask("acme", parse); got != "hit" {
+			t.Errorf("after the refusals: a %s", got)
+		}
+		if a := r.do(http.MethodDelete, "http://admin/admin/cache", "", "Host", "localhost"); a.status != http.StatusUnsupportedMediaType {
+			t.Errorf("as a web page would ask: %d", a.status)
+		}
+	})
+}
