@@ -34,6 +34,10 @@ func (s *Server) complete(ep endpoint) func(*exchange) error {
 			return err
 		}
 		x.asked = request.Head()
+		if s.cfg.WholeTimeout > 0 && !x.asked.Stream {
+			stop := x.limit(s.cfg.WholeTimeout)
+			defer stop()
+		}
 		if err := s.permit(x, x.asked.Model); err != nil {
 			return err
 		}
@@ -241,7 +245,7 @@ func (s *Server) await(x *exchange, reader *cache.Reader) error {
 			}
 			timer.Reset(keepAliveEvery)
 		case <-x.ctx.Done():
-			return errClientGone
+			return x.gone()
 		}
 	}
 }
@@ -268,10 +272,10 @@ func (s *Server) reply(x *exchange, reader *cache.Reader) error {
 	return x.send(body, s.cfg.StallTimeout)
 }
 
-// readerError tells a client that left from work that failed.
+// readerError tells an answer that nobody waits for from one that failed.
 func (x *exchange) readerError(err error) error {
 	if x.ctx.Err() != nil {
-		return errClientGone
+		return x.gone()
 	}
 	return err
 }

@@ -45,6 +45,7 @@ type Error struct {
 	Refusal    wire.Error // what is written
 	Outcome    string
 	RetryAfter time.Duration // zero: no Retry-After
+	Final      bool          // the same, asked again soon, would fail the same way; OpenAI's clients are told
 	Err        error         // for the log
 }
 
@@ -61,6 +62,7 @@ func (e *Error) Unwrap() error { return e.Err }
 var (
 	errQueueTimeout = errors.New("proxy: waited too long for a seat")
 	errTotalTimeout = errors.New("proxy: the answer took too long")
+	errWholeTimeout = errors.New("proxy: the whole answer took too long")
 	errClientGone   = errors.New("proxy: client left")
 	errClientStall  = errors.New("proxy: client stopped reading")
 	errDraining     = errors.New("proxy: shutting down")
@@ -117,6 +119,11 @@ func explain(err error) *Error {
 			fmt.Sprintf("The model did not become free in time. The wait is now expected to be about %d s. Try again later.", retryAfter(e.retry)))
 	}
 	switch {
+	case errors.Is(err, errWholeTimeout):
+		p := problem(err, outcomeTimeout, http.StatusGatewayTimeout, "upstream_timeout", 0,
+			"The whole answer was not there in time (TENURE_WHOLE_TIMEOUT). Ask for a stream, or for fewer tokens.")
+		p.Final = true
+		return p
 	case errors.Is(err, residency.ErrTooBig):
 		return problem(err, outcomeCaller, http.StatusBadRequest, "model_too_large", 0,
 			"This model does not fit into GPU memory.")
@@ -183,6 +190,7 @@ func loadFailed(e *residency.LoadError) *Error {
 	}
 	p := problem(e, outcomeLoad, http.StatusBadGateway, "model_load_failed", 0,
 		fmt.Sprintf("The model %s could not be loaded.", e.Model))
+	p.Final = true // the next attempt is some time off
 	if s, ok := errors.AsType[*ollama.StatusError](e.Err); ok {
 		p.Refusal.Message = fmt.Sprintf("The model %s could not be loaded: %s", e.Model, s.Message)
 	}

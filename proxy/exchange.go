@@ -96,6 +96,20 @@ type exchange struct {
 
 func (x *exchange) age() time.Duration { return time.Since(x.started) }
 
+// limit ends the exchange's work at this age.
+func (x *exchange) limit(age time.Duration) (stop context.CancelFunc) {
+	x.ctx, stop = context.WithDeadlineCause(x.ctx, x.started.Add(age), errWholeTimeout)
+	return stop
+}
+
+// gone is why nobody waits for the answer any more.
+func (x *exchange) gone() error {
+	if err := context.Cause(x.ctx); errors.Is(err, errWholeTimeout) {
+		return err
+	}
+	return errClientGone
+}
+
 // serve wraps a handler with what every request gets: an id, the check of its
 // key, one line of log, one count, and an answer even when it panics.
 func (s *Server) serve(route string, handle func(*exchange) error) gin.HandlerFunc {
@@ -231,6 +245,9 @@ func (s *Server) fail(x *exchange, err error) {
 	h.Set("Content-Type", "application/json")
 	if x.err.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(retryAfter(x.err.RetryAfter)))
+	}
+	if x.err.Final {
+		h.Set("X-Should-Retry", "false")
 	}
 	if x.err.Refusal.Status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", "Bearer")

@@ -34,6 +34,7 @@ type Config struct {
 	BodyBytes    int64         // of a request; larger ones are refused with 413
 	QueueTimeout time.Duration // longest wait for a seat
 	TotalTimeout time.Duration // longest time from seat to last token
+	WholeTimeout time.Duration // longest time from a request's arrival to an answer that is no stream
 	StallTimeout time.Duration // a client that takes nothing for this long is cut off
 
 	Preload     bool // load T1 models at start, too

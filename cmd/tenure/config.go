@@ -53,6 +53,7 @@ type config struct {
 	LoadTimeout  time.Duration `env:"TENURE_LOAD_TIMEOUT" envDefault:"5m" allowed:"a duration, 1s to 1h" doc:"longest load of a model"`
 	IdleTimeout  time.Duration `env:"TENURE_IDLE_TIMEOUT" envDefault:"2m" allowed:"a duration, 1s to 1h" doc:"longest silence of a model while it answers, the wait for its first token included"`
 	TotalTimeout time.Duration `env:"TENURE_TOTAL_TIMEOUT" envDefault:"15m" allowed:"a duration, 1s to 24h" doc:"longest answer, from seat to last token"`
+	WholeTimeout time.Duration `env:"TENURE_WHOLE_TIMEOUT" envDefault:"290s" allowed:"a duration, 1s to 24h" doc:"longest time from a request's arrival to an answer that is no stream: Node's fetch gives up after 300s, and its clients ask again"`
 	StallTimeout time.Duration `env:"TENURE_STALL_TIMEOUT" envDefault:"1m" allowed:"a duration, 1s to 1h" doc:"a client that reads nothing for this long is cut off"`
 	StopTimeout  time.Duration `env:"TENURE_STOP_TIMEOUT" envDefault:"30s" allowed:"a duration, 0s to 1h" doc:"how long answers under way may take to finish at shutdown"`
 
@@ -189,6 +190,7 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 	duration("LoadTimeout", c.LoadTimeout, time.Second, time.Hour)
 	duration("IdleTimeout", c.IdleTimeout, time.Second, time.Hour)
 	duration("TotalTimeout", c.TotalTimeout, time.Second, 24*time.Hour)
+	duration("WholeTimeout", c.WholeTimeout, time.Second, 24*time.Hour)
 	duration("StallTimeout", c.StallTimeout, time.Second, time.Hour)
 	duration("StopTimeout", c.StopTimeout, 0, time.Hour)
 	within("MaxModels", 1 <= c.MaxModels && c.MaxModels <= 64)

@@ -1,0 +1,81 @@
+package proxy
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tenure/proxy/ollama"
+	"tenure/proxy/ollama/ollamasim"
+	"tenure/residency"
+)
+
+// A whole answer comes, or its failure does, before Node's fetch gives up on
+// the headers at 300 s and its clients ask again, which nobody could help. The
+// model is stopped. A stream takes the time it takes.
+func TestWholeAnswerInTime(t *testing.T) {
+	const ours, nodes = 290 * time.Second, 300 * time.Second
+	cfg := rigConfig{idle: time.Hour, proxy: Config{WholeTimeout: ours, QueueTimeout: time.Hour, TotalTimeout: time.Hour}}
+	for _, c := range []struct {
+		name  string
+		fault ollamasim.Fault
+	}{
+		{"the model is slow", ollamasim.Fault{Kind: ollamasim.HangMid, After: 2}},
+		{"the model is silent", ollamasim.Fault{Kind: ollamasim.HangFirst}},
+		{"the load is slow", ollamasim.Fault{Kind: ollamasim.SlowLoad, Delay: 10 * time.Minute}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inBubble(t, cfg, func(t *testing.T, r *rig) {
+				// Chat's client is Node's: it waits for headers so long and no longer.
+				r.client.Transport.(*http.Transport).ResponseHeaderTimeout = nodes
+				r.sim.Inject(c.fault)
+				began := time.Now()
+				a := r.chat("llama3", "hello", "")
+				if took := time.Since(began); took != ours {
+					t.Errorf("answered after %v, want %v", took, ours)
+				}
+				e := a.failure(t)
+				if e.Status != http.StatusGatewayTimeout || e.Code != "upstream_timeout" || !strings.Contains(e.Message, "stream") || a.header.Get("X-Should-Retry") != "false" {
+					t.Errorf("got %+v, x-should-retry %q", e, a.header.Get("X-Should-Retry"))
+				}
+				synctest.Wait()
+				if n := r.scheduler.State().Leases; n != 0 {
+					t.Errorf("%d seats are still taken", n)
+				}
+				r.sim.Clear()
+				time.Sleep(15 * time.Minute) // the load is over
+				r.rest()
+			})
+		})
+	}
+	t.Run("a stream", func(t *testing.T) {
+		inBubble(t, rigConfig{proxy: Config{WholeTimeout: 3 * time.Second}}, func(t *testing.T, r *rig) {
+			if a := r.chat("llama3", "hello", `,"stream":true`); !strings.HasSuffix(a.body, "data: [DONE]\n\n") { // its load takes 5 s
+				t.Errorf("%d %s", a.status, a.body)
+			}
+		})
+	})
+}
+
+// OpenAI's clients are told when asking again cannot help, and only then.
+func TestShouldRetry(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{errWholeTimeout, false},
+		{&residency.LoadError{Model: "llama3", Err: errors.New("no memory")}, false},
+		{&residency.LoadError{Model: "llama3", Err: ollama.ErrUnreachable}, true},
+		{&residency.QueueFullError{RetryAfter: time.Second}, true},
+		{ollama.ErrUnreachable, true},
+		{ollama.ErrAborted, true},
+		{errDraining, true},
+	} {
+		if e := explain(c.err); e.Final == c.want {
+			t.Errorf("%v: final %v", c.err, e.Final)
+		}
+	}
+}
