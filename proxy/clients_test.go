@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"errors"
 	"net/http"
 	"strings"
@@ -78,4 +79,40 @@ func TestShouldRetry(t *testing.T) {
 			t.Errorf("%v: final %v", c.err, e.Final)
 		}
 	}
+}
+
+// A client that leaves once it has read the finish_reason, before [DONE], has
+// had its answer: it is no failure, and the answer is kept.
+func TestClientLeavesAfterFinish(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		for _, question := range []string{"Jane Doe, nurse", "John Roe, cook", "Max Poe, clerk"} {
+			body := chatBody("recruit/resume_parsing", question, `,"stream":true,"stream_options":{"include_usage":true}`)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://api/v1/chat/completions", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := r.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(resp.Body)
+			for lines.Scan() && !strings.Contains(lines.Text(), `"finish_reason":"stop"`) {
+			}
+			if err := resp.Body.Close(); err != nil || lines.Text() == "" {
+				t.Fatalf("no finish_reason: %v, %v", err, lines.Err())
+			}
+			synctest.Wait()
+			if a := r.chat("recruit/resume_parsing", question, ""); a.header.Get("Tenure-Cache") != "hit" {
+				t.Errorf("%s: asked again: Tenure-Cache %s, want hit", question, a.header.Get("Tenure-Cache"))
+			}
+		}
+		synctest.Wait()
+		if n := r.sim.Counts(); n.Cancelled != 0 || n.Started != 3 {
+			t.Errorf("Ollama: %d asked, %d cancelled; want 3 and none", n.Started, n.Cancelled)
+		}
+		if log := r.log.String(); strings.Contains(log, outcomeCancelled) || strings.Count(log, `"outcome":"ok"`) != 6 {
+			t.Errorf("the log:\n%s", log)
+		}
+		r.rest()
+	})
 }

@@ -280,14 +280,16 @@ func (x *exchange) readerError(err error) error {
 	return err
 }
 
-// count takes the tokens from the chunk that has them.
-func (x *exchange) count(chunk []byte) {
+// count takes the tokens from the chunk that has them: the last of a choice.
+func (x *exchange) count(chunk []byte) (last bool) {
 	if x.firstByte == 0 {
 		x.firstByte = max(x.age(), 1) // zero: none came
 	}
-	if prompt, answer, ok := wire.FinishCounts(chunk); ok {
+	prompt, answer, last := wire.FinishCounts(chunk)
+	if last {
 		x.prompt, x.answer = prompt, answer
 	}
+	return last
 }
 
 // cacheControl is what a client says of its answer's freshness.

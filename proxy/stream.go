@@ -135,9 +135,11 @@ func (s *Server) stream(x *exchange, reader *cache.Reader) error {
 		if err != nil {
 			return x.readerError(err)
 		}
-		x.count(chunk)
+		last := x.count(chunk)
 		x.unsent = x.encoder.AppendEvents(x.unsent, chunk)
-		if reader.Ready() && len(x.unsent) < flushBytes {
+		// Some clients leave once they have read the finish_reason. It goes out
+		// with what ends the answer, so that theirs is whole by then, and kept.
+		if last || reader.Ready() && len(x.unsent) < flushBytes {
 			continue
 		}
 		if err := x.send(x.unsent, s.cfg.StallTimeout); err != nil {
