@@ -116,3 +116,59 @@ func TestClientLeavesAfterFinish(t *testing.T) {
 		r.rest()
 	})
 }
+
+// OpenAI's clients number their retries: they are told from new demand in the
+// log and the metrics, and served like any request.
+func TestRetriesAreMarked(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		for _, try := range []string{"", "0", "1", "2", "-1", "many", "1e9"} {
+			if a := r.chat("phi3:mini", "hello", "", "X-Stainless-Retry-Count", try); a.status != http.StatusOK {
+				t.Errorf("%q: %d %s", try, a.status, a.body)
+			}
+		}
+		metrics := r.do(http.MethodGet, "http://admin/metrics", "", "Host", "localhost").body
+		for _, want := range []string{"tenure_requests_received_total 7\n", "tenure_request_retries_total 2\n"} {
+			if !strings.Contains(metrics, "\n"+want) {
+				t.Errorf("the metrics lack %q", want)
+			}
+		}
+		synctest.Wait()
+		if log := r.log.String(); strings.Count(log, `"try":`) != 2 || !strings.Contains(log, `"try":2`) {
+			t.Errorf("the log:\n%s", log)
+		}
+	})
+}
+
+// The wait is told in seconds, rounded up, and in milliseconds, which OpenAI's
+// clients look at first.
+func TestRetryAfter(t *testing.T) {
+	for d, want := range map[time.Duration][2]int64{
+		time.Nanosecond:         {1, 100},
+		340 * time.Millisecond:  {1, 340},
+		time.Second:             {1, 1000},
+		2500 * time.Millisecond: {3, 2500},
+		time.Hour:               {60, 60_000},
+	} {
+		if got := [2]int64{int64(retryAfter(d)), retryAfterMs(d)}; got != want {
+			t.Errorf("%v: %v, want %v", d, got, want)
+		}
+	}
+	// Room for another request of this key comes after 100 ms.
+	file := keyFile(t, Client{Name: "fast", RPM: 600})
+	inBubble(t, rigConfig{proxy: Config{KeysFile: file}}, func(t *testing.T, r *rig) {
+		ask := func() reply {
+			return r.do(http.MethodPost, "http://api/v1/route", chatBody("phi3:mini", "x", ""), bearer("fast")...)
+		}
+		a := ask()
+		for a.status == http.StatusOK {
+			a = ask()
+		}
+		if e := a.failure(t); e.Code != "rate_limit_exceeded" || a.header.Get("Retry-After") != "1" || a.header.Get("Retry-After-Ms") != "100" || a.header.Get("X-Should-Retry") != "" {
+			t.Errorf("%+v, headers %v", e, a.header)
+		}
+		time.Sleep(100 * time.Millisecond) // as it was told
+		if a := ask(); a.status != http.StatusOK {
+			t.Errorf("after the wait: %d %s", a.status, a.body)
+		}
+	})
+}

@@ -222,3 +222,9 @@ func upstream(e *ollama.StatusError) *Error {
 func retryAfter(d time.Duration) int {
 	return int(min(max(math.Ceil(d.Seconds()), 1), 60))
 }
+
+// retryAfterMs is the same wait as OpenAI's clients prefer it: not rounded up
+// to a second, and still no invitation to hammer.
+func retryAfterMs(d time.Duration) int64 {
+	return min(max(d, 100*time.Millisecond), time.Minute).Milliseconds()
+}

@@ -72,6 +72,7 @@ type exchange struct {
 	ctx     context.Context //nolint:containedctx // the request's, for as long as it is served
 	id      string
 	route   string
+	try     uint64  // how often the client has sent it before, as it says
 	tenant  string
 	holder  *holder // of the key it came with; nil: none is needed
 	leave   func()  // gives back what the key's limits count; nil: nothing
@@ -114,12 +115,15 @@ func (x *exchange) gone() error {
 // key, one line of log, one count, and an answer even when it panics.
 func (s *Server) serve(route string, handle func(*exchange) error) gin.HandlerFunc {
 	return func(g *gin.Context) {
-		x := &exchange{gin: g, ctx: g.Request.Context(), id: requestID(g.Request.Header), route: route, started: time.Now()}
+		x := &exchange{gin: g, ctx: g.Request.Context(), id: requestID(g.Request.Header), route: route, try: tries(g.Request.Header), started: time.Now()}
 		g.Header("X-Request-Id", x.id)
 		if s.cfg.Simulated {
 			g.Header("Tenure-Backend", "simulated")
 		}
 		s.metrics.received.Inc()
+		if x.try > 0 {
+			s.metrics.retries.Inc()
+		}
 		defer s.finish(x)
 		defer func() {
 			if x.leave != nil {
@@ -162,6 +166,12 @@ func requestID(h http.Header) string {
 		}
 	}
 	return id
+}
+
+// tries is how often OpenAI's clients say that they have sent a request before.
+func tries(h http.Header) uint64 {
+	n, _ := strconv.ParseUint(h.Get("X-Stainless-Retry-Count"), 10, 8) // what is no number marks nothing
+	return n
 }
 
 func (s *Server) admit(x *exchange) error {
@@ -245,6 +255,7 @@ func (s *Server) fail(x *exchange, err error) {
 	h.Set("Content-Type", "application/json")
 	if x.err.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(retryAfter(x.err.RetryAfter)))
+		h.Set("Retry-After-Ms", strconv.FormatInt(retryAfterMs(x.err.RetryAfter), 10))
 	}
 	if x.err.Final {
 		h.Set("X-Should-Retry", "false")
@@ -270,6 +281,9 @@ func (s *Server) finish(x *exchange) {
 	attrs := []slog.Attr{
 		slog.String("request", x.id), slog.String("route", x.route), slog.Int("status", status),
 		slog.String("outcome", outcome), slog.Duration("took", x.age()),
+	}
+	if x.try > 0 {
+		attrs = append(attrs, slog.Uint64("try", x.try))
 	}
 	if x.holder != nil {
 		attrs = append(attrs, slog.String("key", x.holder.Name))

@@ -16,6 +16,7 @@ import (
 type metrics struct {
 	registry   *prometheus.Registry
 	received   prometheus.Counter
+	retries    prometheus.Counter
 	reconciled *prometheus.CounterVec
 	requests   *prometheus.CounterVec
 	took       *prometheus.HistogramVec
@@ -33,6 +34,9 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 		registry: prometheus.NewRegistry(),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tenure_requests_received_total", Help: "Requests that reached the API. Less those under way, it is the sum of tenure_requests_total.",
+		}),
+		retries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tenure_request_retries_total", Help: "Of the requests received, those that their client marked as another try (X-Stainless-Retry-Count). The rest is new demand.",
 		}),
 		reconciled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tenure_reconciliations_total", Help: "What was noticed of Ollama and put right, by what: restart, vanished, appeared, foreign, cpu, context, pin, runner, wedge, rescue.",
@@ -63,7 +67,7 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 	revived := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "tenure_model_revivals_total", Help: "Models that were loaded anew because Ollama had lost their slot.",
 	}, func() float64 { return float64(o.Revived()) })
-	m.registry.MustRegister(revived, m.received, m.reconciled, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
+	m.registry.MustRegister(revived, m.received, m.retries, m.reconciled, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
 		residencyCollector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
