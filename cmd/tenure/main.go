@@ -97,8 +97,14 @@ func (p *program) commands() []*cobra.Command {
 	}
 }
 
+// built is the version that an image is built as: -ldflags "-X main.built=1.2".
+var built string //nolint:gochecknoglobals // the linker can set nothing else
+
 // version is what the build knows of itself.
 func version() string {
+	if built != "" {
+		return built
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"

@@ -35,6 +35,7 @@ func TestOperatorsCommands(t *testing.T) {
 		code int
 		want []string
 	}{
+		{"status --ready", 0, []string{"ready\n"}},
 		{"preload phi3:mini", 0, []string{"phi3:mini   loaded"}},
 		{"preload gpt-4o --unload phi3:mini", 1, []string{"does not exist", "always loaded", "2 of 2 models were refused"}},
 		{"preload", 2, []string{"name models"}},

@@ -3,8 +3,10 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"text/tabwriter"
 	"time"
 
@@ -16,17 +18,23 @@ import (
 )
 
 func (p *program) statusCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, ready bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show which models are resident, who waits, and what is left",
 		Long: `Show the state of a running server: its seats, its queue and its budget. The
-server is found at TENURE_ADMIN_LISTEN, the key is taken from TENURE_ADMIN_KEY.`,
+server is found at TENURE_ADMIN_LISTEN, the key is taken from TENURE_ADMIN_KEY.
+
+--ready asks only whether it can answer requests now, as a container's health
+check does, and needs no key. The exit code is 1 when it cannot.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := p.loadConfig()
 			if err != nil {
 				return err
+			}
+			if ready {
+				return p.ready(cmd.Context(), cfg)
 			}
 			state, raw, err := fetchState(cmd.Context(), cfg)
 			if err != nil {
@@ -40,7 +48,32 @@ server is found at TENURE_ADMIN_LISTEN, the key is taken from TENURE_ADMIN_KEY.`
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what GET /admin/state answers")
+	cmd.Flags().BoolVar(&ready, "ready", false, "tell only whether the server can answer now")
+	cmd.MarkFlagsMutuallyExclusive("json", "ready")
 	return cmd
+}
+
+// ready tells in a word whether the server can answer requests, and fails when
+// it cannot.
+func (p *program) ready(ctx context.Context, cfg *config) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	resp, err := askAdmin(ctx, cfg, http.MethodGet, "/readyz", "", http.StatusServiceUnavailable)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var is struct {
+		Status string `json:"status"`
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&is); err != nil {
+		return fmt.Errorf("reading /readyz: %w", err)
+	}
+	fmt.Fprintln(p.stdout, is.Status)
+	if resp.StatusCode != http.StatusOK {
+		return exitError(1)
+	}
+	return nil
 }
 
 // fetchState asks the server at the admin address. With an error it returns

@@ -55,3 +55,14 @@ func TestStatusTellsMemory(t *testing.T) {
 		}
 	}
 }
+
+// A health check fails while no Ollama answers, and needs no key.
+func TestStatusReady(t *testing.T) {
+	r := start(t, []string{"--wait"}, "OLLAMA_HOST=127.0.0.1:1", "TENURE_ADMIN_KEY=not-told-to-the-check")
+	if code, out := r.command(t, "status --ready"); code != 1 || out != "ollama unreachable\n" {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	if code, out := r.command(t, "status --ready --json"); code != 1 || !strings.Contains(out, "none of the others can be") {
+		t.Errorf("exit %d: %s", code, out)
+	}
+}
