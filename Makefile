@@ -40,7 +40,7 @@ tidy:
 
 e2e: build ## the end-to-end tests, on a simulated and on a real Ollama (which the first run builds: some 10 minutes)
 	.ci/ollama
-	$(GO) test -tags e2e -count=1 -timeout 30m -v -run '^TestE2E' ./cmd/tenure ./proxy ./proxy/ollama/...
+	$(GO) test -tags e2e -count=1 -timeout 30m -v -run '^TestE2E' ./cmd/tenure/... ./proxy ./proxy/ollama/...
 
 clients: build ## the suites of real clients (Python, Node, Go) against the program; the first run installs them
 	.ci/clients
