@@ -9,7 +9,7 @@ FUZZTIME  ?= 60s
 PACKAGE   ?= ./...
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test check race nocgo tidy e2e clients lint fmt fuzz bench bench-proxy clean
+.PHONY: help run demo build test check race nocgo tidy e2e clients image-check lint fmt fuzz bench bench-proxy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ e2e: build ## the end-to-end tests, on a simulated and on a real Ollama (which t
 clients: build ## the suites of real clients (Python, Node, Go) against the program; the first run installs them
 	.ci/clients
 	$(GO) test -tags clients -count=1 -timeout 20m -v -run '^TestClients' ./cmd/tenure
+
+image-check: ## build the image's stages without Docker and try them in a Debian root, as root; the first run makes that
+	.ci/image
+	.ci/ollama
+	$(GO) test -tags image -count=1 -timeout 5m -v -run '^TestImage' ./cmd/tenure/deploy
 
 lint: ## golangci-lint, and the formatters' opinion
 	$(GO) run $(GOLANGCI) run ./...
