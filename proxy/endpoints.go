@@ -42,6 +42,13 @@ func chatCompletions() endpoint {
 	}}
 }
 
+func embeddings() endpoint {
+	return endpoint{name: "embeddings", decode: func(body []byte, lim wire.Limits) (ask, error) {
+		e, err := wire.DecodeEmbeddings(body, lim)
+		return vectors{e}, err
+	}}
+}
+
 // conversation is what is asked of a model by messages.
 type conversation struct{ *wire.Chat }
 
@@ -115,5 +122,44 @@ func (c conversation) work(p wire.Params) (work, error) {
 			}
 		}
 		return !recorder.Truncated(), nil
+	}, nil
+}
+
+// vectors are what is asked of a model that embeds.
+type vectors struct{ *wire.Embeddings }
+
+// A virtual model stands for one that writes: which one, is all the same.
+func (v vectors) question() routing.Request { return routing.Request{Model: v.Model} }
+
+func (v vectors) leastTokens(enough int) int {
+	n := 0
+	for _, text := range v.Input {
+		n = max(n, countWords(text, enough))
+	}
+	return n
+}
+
+func (v vectors) work(p wire.Params) (work, error) {
+	requests, err := v.Requests(p)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, client *ollama.Client, rec *cache.Recording, m *meter) (bool, error) {
+		recorder := wire.NewEmbeddingsRecorder(v.Embeddings)
+		for _, request := range requests {
+			answer, err := client.Embed(ctx, request)
+			if err != nil {
+				return false, err
+			}
+			chunks, err := recorder.Batch(request, answer)
+			if err != nil {
+				return false, err
+			}
+			for _, chunk := range chunks {
+				rec.Append(chunk)
+			}
+		}
+		m.answers++
+		return true, nil
 	}, nil
 }

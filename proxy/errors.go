@@ -204,6 +204,8 @@ func upstream(e *ollama.StatusError) *Error {
 		p := problem(e, outcomeCaller, http.StatusBadRequest, "invalid_json_schema", 0, "The response format's schema cannot be used.")
 		p.Refusal.Param = "response_format"
 		return p
+	case strings.Contains(e.Message, "NaN"): // of an embedding; older versions answer 500
+		return problem(e, outcomeError, http.StatusBadGateway, "upstream_error", 0, "The model failed: its vector is no vector of numbers.")
 	case e.Status == http.StatusBadRequest:
 		return problem(e, outcomeCaller, http.StatusBadRequest, "invalid_value", 0, "The model refused the request: "+e.Message)
 	case e.Status == http.StatusNotFound:

@@ -297,7 +297,7 @@ func (s *Server) finish(x *exchange) {
 	if x.admission != nil {
 		attrs = append(attrs, slog.Duration("queued", x.admission.waited), slog.Bool("cold", x.admission.cold))
 	}
-	if x.answer > 0 {
+	if x.prompt+x.answer > 0 {
 		attrs = append(attrs, slog.Int("prompt_tokens", x.prompt), slog.Int("completion_tokens", x.answer))
 	}
 	level := slog.LevelInfo

@@ -86,7 +86,7 @@ func (m *metrics) request(x *exchange, outcome string) {
 	if a := x.admission; a != nil && x.outcome != cache.Shared { // who joins takes no seat
 		m.queued.WithLabelValues(model, a.seat()).Observe(a.waited.Seconds())
 	}
-	if x.answer > 0 {
+	if x.prompt+x.answer > 0 {
 		m.tokens.WithLabelValues(task, model, "prompt").Add(float64(x.prompt))
 		m.tokens.WithLabelValues(task, model, "completion").Add(float64(x.answer))
 	}

@@ -58,6 +58,30 @@ func (c *Chat) Encoder(s Stamp) Encoder {
 	}
 }
 
+// EventStream is the Content-Type of server-sent events.
+const EventStream = "text/event-stream; charset=utf-8"
+
+// eventStream is what all streams of server-sent events have in common.
+type eventStream struct{}
+
+// StreamType is EventStream.
+func (eventStream) StreamType() string { return EventStream }
+
+// AppendComment appends a comment.
+func (eventStream) AppendComment(dst []byte, text string) []byte {
+	dst = append(dst, ": "...)
+	dst = append(dst, text...)
+	return append(dst, "\n\n"...)
+}
+
+// AppendErrorEvent appends the event that ends a stream that failed. No [DONE]
+// may follow, and nothing but a blank line may stand just before it.
+func (eventStream) AppendErrorEvent(dst []byte, e *Error) []byte {
+	dst = append(dst, "data: "...)
+	dst = e.AppendJSON(dst)
+	return append(dst, "\n\n"...)
+}
+
 // servedTier is what an answer says of its service_tier: nothing when nothing
 // was asked.
 func servedTier(asked string) string {
@@ -80,24 +104,12 @@ type Answer struct {
 	Fingerprint  string // system_fingerprint; empty = left out
 	ServiceTier  string // empty = left out
 
+	eventStream
 	head               []byte // of every event, up to choices
 	prompt, completion int
 }
 
 var _ Encoder = (*Answer)(nil)
-
-// EventStream is the Content-Type of server-sent events.
-const EventStream = "text/event-stream; charset=utf-8"
-
-// StreamType is EventStream.
-func (a *Answer) StreamType() string { return EventStream }
-
-// AppendComment appends a comment.
-func (a *Answer) AppendComment(dst []byte, text string) []byte {
-	dst = append(dst, ": "...)
-	dst = append(dst, text...)
-	return append(dst, "\n\n"...)
-}
 
 // AppendEvents appends what one chunk means to a stream: an event, or nothing
 // for the usage, which waits for the end.
@@ -168,14 +180,6 @@ func (a *Answer) AppendEnd(dst []byte) []byte {
 // from clients that read both as one.
 func (a *Answer) AppendOpening(dst []byte) []byte {
 	return a.AppendEvents(dst, []byte{kindRole, 0})
-}
-
-// AppendErrorEvent appends the event that ends a stream that failed. No [DONE]
-// may follow, and nothing but a blank line may stand just before it.
-func (a *Answer) AppendErrorEvent(dst []byte, e *Error) []byte {
-	dst = append(dst, "data: "...)
-	dst = e.AppendJSON(dst)
-	return append(dst, "\n\n"...)
 }
 
 // AppendBody appends the whole answer as one JSON object.

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"encoding/base64"
 	"math"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/ollama/ollama/api"
@@ -24,6 +22,9 @@ type Limits struct {
 	MaxTokens   int // 2^31-1: max_tokens is refused above it (Params.MaxTokensCap lowers it instead)
 	Stops       int // 32
 	SchemaBytes int // 128 KiB for one schema
+
+	Inputs       int // 2048 of an embeddings request, as OpenAI
+	PromptTokens int // 300000 of a prompt that is given as token numbers, as OpenAI
 }
 
 func (l Limits) orDefault() Limits {
@@ -37,6 +38,9 @@ func (l Limits) orDefault() Limits {
 		MaxTokens:   cmp.Or(l.MaxTokens, math.MaxInt32),
 		Stops:       cmp.Or(l.Stops, 32),
 		SchemaBytes: cmp.Or(l.SchemaBytes, 128<<10),
+
+		Inputs:       cmp.Or(l.Inputs, 2048),
+		PromptTokens: cmp.Or(l.PromptTokens, 300_000),
 	}
 }
 
@@ -179,11 +183,9 @@ var (
 // DecodeChat reads the body of a chat completion request in one strict scan.
 // The error is an [*Error].
 func DecodeChat(body []byte, lim Limits) (*Chat, error) {
-	lim = lim.orDefault()
-	s := newScan(body, lim.Depth)
-	d := decoder{scan: s, lim: lim, chat: &Chat{N: 1}}
+	d := newDecoder(body, lim, &Chat{N: 1})
 	d.request()
-	if err := s.end(); err != nil {
+	if err := d.end(); err != nil {
 		return nil, err
 	}
 	if err := d.finish(); err != nil {
@@ -193,8 +195,7 @@ func DecodeChat(body []byte, lim Limits) (*Chat, error) {
 }
 
 type decoder struct {
-	*scan
-	lim      Limits
+	reader
 	chat     *Chat
 	images   int
 	messages int  // before adjacent system messages became one
@@ -202,6 +203,10 @@ type decoder struct {
 
 	choice, legacyChoice *ToolChoice // tool_choice, function_call
 	legacy               []Tool      // functions
+}
+
+func newDecoder(body []byte, lim Limits, c *Chat) decoder {
+	return decoder{reader: newReader(body, lim, &c.Ignored), chat: c}
 }
 
 func (d *decoder) request() {
@@ -212,34 +217,12 @@ func (d *decoder) request() {
 			c.Model = d.text()
 		case "messages":
 			d.messagesOf(d.message)
-		case "stream":
-			c.Stream = d.bool()
-		case "stream_options":
-			d.streamOptions()
 		case "n":
 			c.N = d.int(1, d.lim.Choices)
 		case "max_tokens", "max_completion_tokens":
-			if n := d.int(0, d.lim.MaxTokens); n > 0 && (c.MaxTokens == nil || n < *c.MaxTokens) {
-				c.MaxTokens = &n
+			if n := d.tokenLimit(); n != nil && (c.MaxTokens == nil || *n < *c.MaxTokens) {
+				c.MaxTokens = n
 			}
-		case "temperature":
-			c.Temperature = d.optional(0, 2)
-		case "top_p":
-			c.TopP = d.optional(0, 1)
-		case "min_p":
-			c.MinP = d.optional(0, 1)
-		case "top_k":
-			c.TopK = new(d.int(0, math.MaxInt32))
-		case "frequency_penalty":
-			c.FrequencyPenalty = d.optional(-2, 2)
-		case "presence_penalty":
-			c.PresencePenalty = d.optional(-2, 2)
-		case "repeat_penalty":
-			c.RepeatPenalty = d.optional(0, 10)
-		case "seed":
-			c.Seed = new(d.int(math.MinInt, math.MaxInt))
-		case "stop":
-			d.stops()
 		case "logprobs":
 			c.Logprobs = d.bool()
 		case "top_logprobs":
@@ -266,55 +249,53 @@ func (d *decoder) request() {
 			d.functions()
 		case "function_call":
 			d.functionCall()
-		case "service_tier":
-			c.ServiceTier = d.text()
-		case "metadata":
-			d.metadata()
-		case "user":
-			c.User = d.text()
 		default:
-			d.ignore(key)
+			d.option(key)
 		}
 	}
 }
 
-// optional reads a number that stays distinguishable from an absent one.
-func (d *decoder) optional(low, high float64) *float64 { return new(d.float(low, high)) }
-
-// ignore steps over a value without effect and remembers its name, where that
-// is fit for a response header.
-func (d *decoder) ignore(name string) {
-	d.skip()
-	d.ignored(name)
-}
-
-func (d *decoder) ignored(name string) {
-	const most = 32
-	if len(d.chat.Ignored) < most && plain(name) && !slices.Contains(d.chat.Ignored, name) {
-		d.chat.Ignored = append(d.chat.Ignored, name)
-	}
-}
-
-// plain reports whether name may stand in a header as it is.
-func plain(name string) bool {
-	if name == "" || len(name) > 64 {
-		return false
-	}
-	for _, c := range []byte(name) {
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '.' && c != '-' {
-			return false
+// option reads what all endpoints that make text have in common, and ignores
+// what is not among it.
+func (d *decoder) option(key string) {
+	c := d.chat
+	switch key {
+	case "stream":
+		c.Stream = d.bool()
+	case "stream_options":
+		for key := range d.object(streamKeys) {
+			if key == "include_usage" {
+				c.IncludeUsage = d.bool()
+			} else {
+				d.ignore("stream_options." + key)
+			}
 		}
-	}
-	return true
-}
-
-func (d *decoder) streamOptions() {
-	for key := range d.object(streamKeys) {
-		if key == "include_usage" {
-			d.chat.IncludeUsage = d.bool()
-		} else {
-			d.ignore("stream_options." + key)
-		}
+	case "temperature":
+		c.Temperature = d.optional(0, 2)
+	case "top_p":
+		c.TopP = d.optional(0, 1)
+	case "min_p":
+		c.MinP = d.optional(0, 1)
+	case "top_k":
+		c.TopK = new(d.int(0, math.MaxInt32))
+	case "frequency_penalty":
+		c.FrequencyPenalty = d.optional(-2, 2)
+	case "presence_penalty":
+		c.PresencePenalty = d.optional(-2, 2)
+	case "repeat_penalty":
+		c.RepeatPenalty = d.optional(0, 10)
+	case "seed":
+		c.Seed = new(d.int(math.MinInt, math.MaxInt))
+	case "stop":
+		d.stops()
+	case "service_tier":
+		c.ServiceTier = d.text()
+	case "metadata":
+		c.Metadata = d.strings()
+	case "user":
+		c.User = d.text()
+	default:
+		d.ignore(key)
 	}
 }
 
@@ -339,27 +320,6 @@ func (d *decoder) stops() {
 		}
 	default:
 		d.wrongType("a string or an array of strings")
-	}
-}
-
-func (d *decoder) tooMany(what string, most int) {
-	d.badValue("at most " + strconv.Itoa(most) + " " + what + " are accepted")
-}
-
-func (d *decoder) effort() string {
-	effort := d.text()
-	switch effort {
-	case "none", "minimal", "low", "medium", "high", "xhigh", "max":
-	default:
-		d.badValue("expected none, minimal, low, medium, high, xhigh or max")
-	}
-	return effort
-}
-
-func (d *decoder) metadata() {
-	d.chat.Metadata = map[string]string{}
-	for key := range d.object(noKeys) {
-		d.chat.Metadata[key] = d.text()
 	}
 }
 
@@ -437,12 +397,6 @@ func (d *decoder) role() string {
 		d.badValue("expected system, developer, user, assistant, tool or function")
 	}
 	return role
-}
-
-// missing refuses the value being read for a member it lacks.
-func (d *decoder) missing(member string) {
-	d.path = append(d.path, step{key: member})
-	d.fail(codeMissing, "Missing required parameter: '"+d.param()+"'.")
 }
 
 // content reads a string or an array of parts.
@@ -594,7 +548,7 @@ func (d *decoder) finish() error {
 	c := d.chat
 	switch {
 	case c.Model == "":
-		return invalid(codeMissing, "model", "You must provide a model parameter.")
+		return noModel()
 	case d.messages == 0:
 		return invalid(codeMissing, "messages", "You must provide a non-empty 'messages' array.")
 	}
@@ -602,7 +556,7 @@ func (d *decoder) finish() error {
 		if c.Logprobs {
 			c.TopLogprobs = *d.top
 		} else {
-			c.Ignored = append(c.Ignored, "top_logprobs")
+			d.ignored("top_logprobs")
 		}
 	}
 	return d.settleTools()

@@ -27,6 +27,12 @@ func refused(t *testing.T, body string) *Error {
 	if err == nil {
 		t.Fatalf("accepted as %+v", c)
 	}
+	return refusal(t, err)
+}
+
+// refusal is what every refusal of a request must be.
+func refusal(t *testing.T, err error) *Error {
+	t.Helper()
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		t.Fatalf("got %T, want *Error", err)

@@ -1,8 +1,7 @@
-// Package wire translates between OpenAI's chat completions and Ollama's
-// /api/chat. It is pure: bytes and values in, bytes and values out, no clock
-// and no I/O.
+// Package wire translates between OpenAI's API and Ollama's own. It is pure:
+// bytes and values in, bytes and values out, no clock and no I/O.
 //
-// A request goes through it like this:
+// A chat goes through it like this; other requests do likewise:
 //
 //  1. [DecodeChat] reads the body in one strict scan into a [Chat].
 //  2. [Chat.Request] turns it, with the [Params] that routing decided, into
@@ -51,6 +50,16 @@
 // Parts of earlier answers that clients send back are dropped in silence:
 // reasoning, reasoning_content, thinking, refusal, audio and annotations of a
 // message.
+//
+// # Embeddings
+//
+// [DecodeEmbeddings] reads model, input, encoding_format, dimensions and user;
+// truncate, num_ctx, keep_alive and options, which are Ollama's, have no
+// effect. Input is a text, up to 2048 texts, or either as the numbers of
+// cl100k_base, which are decoded here: the models served have vocabularies of
+// their own. Fewer dimensions than the model's vectors have are the first ones,
+// scaled to length 1; more are refused. A model without the capability to embed
+// is refused, though its server would make up something.
 //
 // # Tools
 //

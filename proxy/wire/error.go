@@ -49,5 +49,10 @@ func invalid(code, param, message string) *Error {
 	return &Error{Status: http.StatusBadRequest, Type: typeInvalidRequest, Code: code, Param: param, Message: message}
 }
 
+// noModel refuses a request without a model.
+func noModel() *Error {
+	return invalid(codeMissing, "model", "You must provide a model parameter.")
+}
+
 // atOffset says where in the body JSON ends to be JSON.
 func atOffset(pos int) string { return " (byte " + strconv.Itoa(pos) + ")" }

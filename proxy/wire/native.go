@@ -69,14 +69,13 @@ func DecodeNativeShow(body []byte) (model string, err error) {
 		return "", err
 	}
 	if model == "" {
-		return "", invalid(codeMissing, "model", "You must provide a model parameter.")
+		return "", noModel()
 	}
 	return model, nil
 }
 
 func decodeNative(body []byte, lim Limits, generate bool) (*Native, error) {
-	lim = lim.orDefault()
-	d := nativeDecoder{decoder: decoder{scan: newScan(body, lim.Depth), lim: lim, chat: &Chat{N: 1, Stream: true}}, generate: generate}
+	d := nativeDecoder{decoder: newDecoder(body, lim, &Chat{N: 1, Stream: true}), generate: generate}
 	d.request()
 	if err := d.end(); err != nil {
 		return nil, err

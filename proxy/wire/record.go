@@ -204,14 +204,21 @@ func (r *Recorder) finish(index int, resp *api.ChatResponse) ([][]byte, error) {
 	chunk := r.emit(kindFinish, index, len(ch.reason))
 	*chunk = append(*chunk, ch.reason...)
 	if r.left == 0 {
-		chunk := r.emit(kindUsage, 0, 2*binary.MaxVarintLen32+3*binary.MaxVarintLen64)
-		*chunk = binary.AppendUvarint(*chunk, uint64(max(r.prompt, 0)))
-		*chunk = binary.AppendUvarint(*chunk, uint64(max(r.tokens, 0)))
-		for _, d := range r.took {
-			*chunk = binary.AppendUvarint(*chunk, uint64(d))
-		}
+		r.out = append(r.out, usageChunk(r.prompt, r.tokens, r.took))
 	}
 	return r.out, nil
+}
+
+// usageChunk tells what an answer took: tokens, and the times of loading,
+// reading and writing.
+func usageChunk(prompt, completion int, took [3]time.Duration) []byte {
+	chunk := append(make([]byte, 0, 2+2*binary.MaxVarintLen32+3*binary.MaxVarintLen64), kindUsage, 0)
+	chunk = binary.AppendUvarint(chunk, uint64(max(prompt, 0)))
+	chunk = binary.AppendUvarint(chunk, uint64(max(completion, 0)))
+	for _, d := range took {
+		chunk = binary.AppendUvarint(chunk, uint64(max(d, 0)))
+	}
+	return chunk
 }
 
 // check holds a whole answer against what response_format promised. Where the

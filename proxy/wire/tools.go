@@ -210,7 +210,7 @@ func (d *decoder) settleTools() error {
 			name  string
 		}{{d.legacy != nil, "functions"}, {d.legacyChoice != nil, "function_call"}} {
 			if old.given {
-				c.Ignored = append(c.Ignored, old.name)
+				d.ignored(old.name)
 			}
 		}
 	case len(d.legacy) > 0:
