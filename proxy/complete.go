@@ -272,10 +272,14 @@ func (s *Server) reply(x *exchange, reader *cache.Reader) error {
 	return x.send(body, s.cfg.StallTimeout)
 }
 
-// readerError tells an answer that nobody waits for from one that failed.
+// readerError tells an answer that nobody waits for from one that failed, be
+// it for a prompt after the first one that does not fit.
 func (x *exchange) readerError(err error) error {
 	if x.ctx.Err() != nil {
 		return x.gone()
+	}
+	if overflow(err) {
+		return &tooLongError{param: x.asked.Prompt}
 	}
 	return err
 }

@@ -42,6 +42,13 @@ func chatCompletions() endpoint {
 	}}
 }
 
+func completions() endpoint {
+	return endpoint{name: "completions", decode: func(body []byte, lim wire.Limits) (ask, error) {
+		c, err := wire.DecodeCompletion(body, lim)
+		return texts{c}, err
+	}}
+}
+
 func embeddings() endpoint {
 	return endpoint{name: "embeddings", decode: func(body []byte, lim wire.Limits) (ask, error) {
 		e, err := wire.DecodeEmbeddings(body, lim)
@@ -110,8 +117,54 @@ func (c conversation) work(p wire.Params) (work, error) {
 		recorder := wire.NewRecorder(c.Chat, p)
 		for choice := range max(c.N, 1) {
 			err := client.Chat(ctx, c.ForChoice(request, choice), func(r *api.ChatResponse) error {
-				m.line(r)
+				m.line(r.Done, r.Metrics)
 				chunks, err := recorder.Line(choice, r)
+				for _, chunk := range chunks {
+					rec.Append(chunk)
+				}
+				return err
+			})
+			if err != nil {
+				return false, err
+			}
+		}
+		return !recorder.Truncated(), nil
+	}, nil
+}
+
+// texts are what is asked of a model by bare prompts.
+type texts struct{ *wire.Completion }
+
+// One model answers all prompts: the first one's task's.
+func (c texts) question() routing.Request {
+	first := task.Message{Role: "user", Text: c.Prompts[0]}
+	return routing.Request{Model: c.Model, Input: task.Input{Stream: c.Stream, Messages: []task.Message{first}}}
+}
+
+func (c texts) leastTokens(enough int) int {
+	return longest(c.Prompts, enough) + countWords(c.Suffix, enough)
+}
+
+// longest counts the words of the text that has the most, and stops at enough.
+func longest(texts []string, enough int) int {
+	n := 0
+	for _, text := range texts {
+		n = max(n, countWords(text, enough))
+	}
+	return n
+}
+
+func (c texts) work(p wire.Params) (work, error) {
+	requests, err := c.Requests(p)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, client *ollama.Client, rec *cache.Recording, m *meter) (bool, error) {
+		recorder := c.Recorder(p)
+		for choice, request := range requests {
+			err := client.Generate(ctx, request, func(r *api.GenerateResponse) error {
+				m.line(r.Done, r.Metrics)
+				chunks, err := recorder.Generated(choice, r)
 				for _, chunk := range chunks {
 					rec.Append(chunk)
 				}
@@ -131,13 +184,7 @@ type vectors struct{ *wire.Embeddings }
 // A virtual model stands for one that writes: which one, is all the same.
 func (v vectors) question() routing.Request { return routing.Request{Model: v.Model} }
 
-func (v vectors) leastTokens(enough int) int {
-	n := 0
-	for _, text := range v.Input {
-		n = max(n, countWords(text, enough))
-	}
-	return n
-}
+func (v vectors) leastTokens(enough int) int { return longest(v.Input, enough) }
 
 func (v vectors) work(p wire.Params) (work, error) {
 	requests, err := v.Requests(p)

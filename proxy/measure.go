@@ -53,10 +53,11 @@ type meter struct {
 	tokens  int // of a prompt and its answer, the most of any
 }
 
-func (m *meter) line(r *api.ChatResponse) {
-	if r.Done {
+// line counts a line of an answer.
+func (m *meter) line(done bool, took api.Metrics) {
+	if done {
 		m.answers++
-		m.tokens = max(m.tokens, r.PromptEvalCount+r.EvalCount)
+		m.tokens = max(m.tokens, took.PromptEvalCount+took.EvalCount)
 	}
 }
 

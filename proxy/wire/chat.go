@@ -24,6 +24,7 @@ type Limits struct {
 	SchemaBytes int // 128 KiB for one schema
 
 	Inputs       int // 2048 of an embeddings request, as OpenAI
+	Prompts      int // 128 of a completion request, and choices for them
 	PromptTokens int // 300000 of a prompt that is given as token numbers, as OpenAI
 }
 
@@ -40,6 +41,7 @@ func (l Limits) orDefault() Limits {
 		SchemaBytes: cmp.Or(l.SchemaBytes, 128<<10),
 
 		Inputs:       cmp.Or(l.Inputs, 2048),
+		Prompts:      cmp.Or(l.Prompts, 128),
 		PromptTokens: cmp.Or(l.PromptTokens, 300_000),
 	}
 }

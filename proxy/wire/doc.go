@@ -51,6 +51,23 @@
 // reasoning, reasoning_content, thinking, refusal, audio and annotations of a
 // message.
 //
+// # Completions
+//
+// [DecodeCompletion] reads what chats have of sampling, limits, streams and
+// accounting, and besides:
+//
+//	prompt                    a text, up to 128 texts, or either as the numbers of cl100k_base; never
+//	                          empty; each goes through the model's template by itself
+//	suffix                    on models whose template has a place for it
+//	n                         choices for each prompt, in the prompts' order
+//	echo                      the prompt before its answer
+//	logprobs                  of the answer's tokens, not the prompt's
+//	max_tokens                unset, the task's default as for chats, not OpenAI's 16
+//	best_of                   0, 1 or n; more have no effect
+//
+// Without effect are logit_bias, num_ctx, keep_alive, options, think and
+// format. A model that thinks is told not to.
+//
 // # Embeddings
 //
 // [DecodeEmbeddings] reads model, input, encoding_format, dimensions and user;

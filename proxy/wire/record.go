@@ -34,8 +34,7 @@ type Recorder struct {
 	chat    *Chat
 	plan    toolPlan
 	choices []choice
-	left    int // choices not done
-	prompt  int
+	left    int              // choices not done
 	tokens  int              // completion tokens, of all choices
 	took    [3]time.Duration // loading, reading the prompt, writing
 	out     [][]byte
@@ -48,13 +47,19 @@ type choice struct {
 	reply       reply  // where the plan is emulated
 	json        []byte // the content so far, where it must be checked
 	calls       int
+	prompt      int           // tokens
 	logprobs    []api.Logprob // of content not written yet
 	reason      string
 }
 
 // NewRecorder returns a recorder for the answers to c's n requests with p.
 func NewRecorder(c *Chat, p Params) *Recorder {
-	return &Recorder{chat: c, plan: c.plan(p), choices: make([]choice, c.N), left: c.N}
+	return newRecorder(c, p, c.N)
+}
+
+// newRecorder returns a recorder for so many choices: N for every prompt.
+func newRecorder(c *Chat, p Params, choices int) *Recorder {
+	return &Recorder{chat: c, plan: c.plan(p), choices: make([]choice, choices), left: choices}
 }
 
 // Line takes one line of the answer for a choice and returns the chunks it
@@ -177,7 +182,7 @@ func (r *Recorder) finish(index int, resp *api.ChatResponse) ([][]byte, error) {
 	ch := &r.choices[index]
 	ch.done = true
 	r.left--
-	r.prompt = max(r.prompt, resp.PromptEvalCount)
+	ch.prompt = resp.PromptEvalCount
 	r.tokens += resp.EvalCount
 	for i, d := range [...]time.Duration{resp.LoadDuration, resp.PromptEvalDuration, resp.EvalDuration} {
 		r.took[i] += max(d, 0)
@@ -204,9 +209,22 @@ func (r *Recorder) finish(index int, resp *api.ChatResponse) ([][]byte, error) {
 	chunk := r.emit(kindFinish, index, len(ch.reason))
 	*chunk = append(*chunk, ch.reason...)
 	if r.left == 0 {
-		r.out = append(r.out, usageChunk(r.prompt, r.tokens, r.took))
+		r.out = append(r.out, usageChunk(r.promptTokens(), r.tokens, r.took))
 	}
 	return r.out, nil
+}
+
+// promptTokens counts every prompt once, however many choices it has.
+func (r *Recorder) promptTokens() int {
+	sum := 0
+	for choices := range slices.Chunk(r.choices, r.chat.N) {
+		most := 0
+		for i := range choices {
+			most = max(most, choices[i].prompt)
+		}
+		sum += most
+	}
+	return sum
 }
 
 // usageChunk tells what an answer took: tokens, and the times of loading,
