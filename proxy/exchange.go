@@ -72,7 +72,7 @@ type exchange struct {
 	ctx     context.Context //nolint:containedctx // the request's, for as long as it is served
 	id      string
 	route   string
-	try     uint64  // how often the client has sent it before, as it says
+	try     uint64 // how often the client has sent it before, as it says
 	tenant  string
 	holder  *holder // of the key it came with; nil: none is needed
 	leave   func()  // gives back what the key's limits count; nil: nothing
