@@ -30,6 +30,7 @@ func (s *Server) operate(g *gin.RouterGroup) {
 	})
 	g.POST("/admin/preload", s.postPreload)
 	g.DELETE("/admin/cache", s.deleteCache)
+	g.POST("/admin/plan", s.postPlan)
 	g.GET("/admin/workflows", s.listWorkflows)
 	g.GET("/admin/workflows/:name", s.getWorkflow)
 	g.GET("/admin/recommendations", func(c *gin.Context) { c.JSON(http.StatusOK, s.recommend()) })

@@ -74,6 +74,7 @@ type Server struct {
 	backend  backend
 	cards    cardWatch
 	sizes    *Sizes
+	planning sync.Mutex // one plan at a time: it takes a core
 	draining atomic.Bool
 }
 

@@ -122,10 +122,8 @@ func (s *Server) expectedAnswer(task, model string) (took time.Duration, source 
 	if f, _ := s.measured.of(task, model); f.count > 0 {
 		return f.mean(), "measured"
 	}
-	for _, t := range s.router.Catalog().Tasks {
-		if t.Name == task && t.Expect[1] > 0 {
-			return (t.Expect[0] + t.Expect[1]) / 2, "catalog"
-		}
+	if took = s.router.Catalog().Expected(task); took > 0 {
+		return took, "catalog"
 	}
 	return 0, "none"
 }

@@ -386,6 +386,13 @@ func (c *Catalog) task(name string) (Task, bool) {
 	return Task{}, false
 }
 
+// Expected is how long an answer for a task is expected to take; 0 when the
+// catalog does not tell.
+func (c *Catalog) Expected(task string) time.Duration {
+	t, _ := c.task(task)
+	return (t.Expect[0] + t.Expect[1]) / 2
+}
+
 // WorkflowNames lists the workflows by name.
 func (c *Catalog) WorkflowNames() []string { return sortedKeys(c.Workflows) }
 

@@ -17,11 +17,8 @@ import (
 
 	"tenure/proxy"
 	"tenure/proxy/ollama"
-	"tenure/proxy/wire"
 	"tenure/residency"
-	"tenure/residency/sim"
 	"tenure/routing"
-	"tenure/routing/task"
 
 	"github.com/spf13/cobra"
 )
@@ -225,128 +222,63 @@ func or(s, otherwise string) string {
 
 // planBatch plans the work named by flags and files.
 func (p *program) planBatch(catalog *routing.Catalog, flags *planFlags, files []string) error {
-	b := sim.Batch{Budget: residency.Bytes(flags.vram * float64(residency.GiB)), MaxModels: flags.maxModels}
-	for _, m := range catalog.Models {
-		b.Models = append(b.Models, residency.Model{
-			Name: m.Name, Size: residency.Bytes((m.Memory + flags.margin) * float64(residency.GiB)), Tier: residency.Tier(m.Tier),
-			Context: m.Context, Slots: max(m.Slots, 1), LoadTime: m.Load,
-		})
+	planner := &proxy.Planner{
+		Router: routing.NewRouter(catalog, proxy.ShortName), MaxModels: flags.maxModels,
+		Budget: residency.Bytes(flags.vram * float64(residency.GiB)), Margin: residency.Bytes(flags.margin * float64(residency.GiB)),
 	}
-	if err := chains(catalog, flags, files, &b); err != nil {
-		return err
-	}
-	b.Resident = settled(b)
-	plan, err := sim.PlanBatch(b)
-	if err != nil {
-		return err
-	}
-	if flags.asJSON {
-		return json.NewEncoder(p.stdout).Encode(plan)
-	}
-	return printPlan(p.stdout, b, plan)
-}
-
-// settled is what is resident when nobody has asked for anything yet: T0, then
-// T1 as far as they fit.
-func settled(b sim.Batch) (resident []string) {
-	used := residency.Bytes(0)
-	for _, tier := range []residency.Tier{residency.T0, residency.T1} {
-		for _, m := range b.Models {
-			if m.Tier == tier && used+m.Size <= b.Budget && len(resident) < b.MaxModels {
-				resident = append(resident, m.Name)
-				used += m.Size
-			}
-		}
-	}
-	return resident
-}
-
-// chains turns counts and files into chains of b; the lines of files keep their
-// order.
-func chains(catalog *routing.Catalog, flags *planFlags, files []string, b *sim.Batch) error {
-	stage := func(name string) (sim.Stage, error) {
-		i := slices.IndexFunc(catalog.Tasks, func(t routing.Task) bool { return t.Name == name })
-		if i < 0 {
-			return sim.Stage{}, usageError{fmt.Errorf("task %q is not in the catalog", name)}
-		}
-		t := catalog.Tasks[i]
-		work := (t.Expect[0] + t.Expect[1]) / 2
-		if work <= 0 {
-			work = 2 * time.Second // the catalog does not tell
-		}
-		return sim.Stage{Model: t.Model, Work: work}, nil
-	}
-	for _, arg := range flags.tasks {
-		name, n, err := counted("--task", arg)
+	planner.Resident = settled(catalog, planner)
+	for _, arg := range slices.Concat(flags.tasks, flags.workflows) {
+		name, n, err := counted(arg)
 		if err != nil {
 			return err
 		}
-		s, err := stage(name)
-		if err != nil {
-			return err
+		if err := planner.Named(name, n); err != nil {
+			return usageError{err}
 		}
-		b.Chains = append(b.Chains, sim.Chain{Name: name, Count: n, Stages: []sim.Stage{s}})
 	}
-	for _, arg := range flags.workflows {
-		name, n, err := counted("--workflow", arg)
-		if err != nil {
-			return err
-		}
-		tasks, ok := catalog.Workflows[name]
-		if !ok {
-			return usageError{fmt.Errorf("workflow %q: the catalog has %s", name, strings.Join(catalog.WorkflowNames(), ", "))}
-		}
-		c := sim.Chain{Name: name, Count: n}
-		for _, t := range tasks {
-			s, err := stage(t)
-			if err != nil {
-				return err
-			}
-			c.Stages = append(c.Stages, s)
-		}
-		b.Chains = append(b.Chains, c)
-	}
-	lines := map[string]int{} // chain of each task found in files
-	var order []int
-	router := routing.NewRouter(catalog, proxy.ShortName)
 	for _, name := range files {
 		err := eachLine(name, func(n int, line []byte) error {
-			d, err := routeLine(router, line)
-			if err != nil {
+			if err := planner.Line(line); err != nil {
 				return usageError{fmt.Errorf("%s:%d: %w", name, n, err)}
 			}
-			// A model asked for by its own name may be none of the tasks'.
-			key := d.Task
-			model := d.Candidates[0].Name
-			s, err := stage(d.Task)
-			if err != nil || s.Model != model {
-				key, s = model, sim.Stage{Model: model, Work: 2 * time.Second}
-			}
-			i, ok := lines[key]
-			if !ok {
-				i = len(b.Chains)
-				lines[key] = i
-				b.Chains = append(b.Chains, sim.Chain{Name: key, Stages: []sim.Stage{s}})
-			}
-			b.Chains[i].Count++
-			order = append(order, i)
 			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
-	if len(flags.tasks)+len(flags.workflows) == 0 {
-		b.Order = order
+	plan, err := planner.Plan()
+	if err != nil {
+		return err
 	}
-	return nil
+	if flags.asJSON {
+		return json.NewEncoder(p.stdout).Encode(plan)
+	}
+	return printPlan(p.stdout, &plan)
 }
 
-func counted(flag, arg string) (name string, n int, err error) {
+// settled is what is resident when nobody has asked for anything yet: T0, then
+// T1 as far as they fit.
+func settled(catalog *routing.Catalog, p *proxy.Planner) (resident []residency.Model) {
+	used := residency.Bytes(0)
+	for _, tier := range []residency.Tier{residency.T0, residency.T1} {
+		for _, m := range catalog.Models {
+			size := residency.Bytes(m.Memory * float64(residency.GiB))
+			if residency.Tier(m.Tier) == tier && used+size+p.Margin <= p.Budget && len(resident) < p.MaxModels {
+				used += size + p.Margin
+				resident = append(resident, residency.Model{
+					Name: m.Name, Size: size, Tier: tier, Context: m.Context, Slots: m.Slots, LoadTime: m.Load,
+				})
+			}
+		}
+	}
+	return resident
+}
+
+func counted(arg string) (name string, n int, err error) {
 	name, count, _ := strings.Cut(arg, "=")
-	n, err = strconv.Atoi(count)
-	if err != nil || n < 1 || n > 1_000_000 {
-		return "", 0, usageError{fmt.Errorf("%s %s: want NAME=COUNT, as resume_parsing=300", flag, arg)}
+	if n, err = strconv.Atoi(count); err != nil {
+		return "", 0, usageError{fmt.Errorf("%s: want NAME=COUNT, as resume_parsing=300", arg)}
 	}
 	return name, n, nil
 }
@@ -379,49 +311,24 @@ func eachLine(name string, each func(n int, line []byte) error) error {
 	}
 }
 
-// routeLine decides a line of an OpenAI batch file as the server would.
-func routeLine(router *routing.Router, line []byte) (routing.Decision, error) {
-	var l struct {
-		Body json.RawMessage `json:"body"`
-	}
-	if err := json.Unmarshal(line, &l); err != nil {
-		return routing.Decision{}, errors.New("not a JSON object")
-	}
-	if len(l.Body) == 0 {
-		return routing.Decision{}, errors.New("no body")
-	}
-	chat, err := wire.DecodeChat(l.Body, wire.Limits{})
-	if err != nil {
-		return routing.Decision{}, err
-	}
-	q := routing.Request{Model: chat.Model, Input: task.Input{Tools: chat.ToolKeys(), SchemaKeys: chat.SchemaKeys(), JSON: chat.WantsJSON()}}
-	for _, m := range chat.Messages {
-		q.Messages = append(q.Messages, task.Message{Role: m.Role, Text: m.Text})
-	}
-	return router.Route(q)
-}
-
-func printPlan(w io.Writer, b sim.Batch, plan sim.Plan) error {
-	items := 0
-	for _, c := range b.Chains {
-		items += c.Count
-	}
-	round := func(d time.Duration) time.Duration { return d.Round(time.Second) }
+func printPlan(w io.Writer, plan *proxy.BatchPlan) error {
+	round := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)).Round(time.Second) }
 	fmt.Fprintf(w, "Simulated with the catalog's expected times; %d rules tried.\n\n", plan.Tried)
-	fmt.Fprintf(w, "keep open    %d of %d (%s)\n", plan.Window, items, plan.Rule)
-	fmt.Fprintf(w, "takes        %v\n", round(plan.Makespan))
-	fmt.Fprintf(w, "certificate  no schedule takes less than %v: this one is within %.1f %%\n", round(plan.LowerBound), 100*(plan.Gap-1))
+	fmt.Fprintf(w, "strategy     %s: the models take %.1f GiB together, there are %.1f\n", plan.Strategy, plan.Memory, plan.Budget)
+	fmt.Fprintf(w, "keep open    %d of %d (%s)\n", plan.Batch, plan.Requests, plan.Rule)
+	fmt.Fprintf(w, "takes        %v\n", round(plan.Seconds))
+	fmt.Fprintf(w, "certificate  no schedule takes less than %v: this one is within %.1f %%\n", round(plan.Bound), 100*(plan.Gap-1))
 	fmt.Fprintf(w, "loads        %d (no schedule needs fewer than %d)\n\n", plan.Loads, plan.MinLoads)
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "WORK\tCOUNT\tFIRST DONE\tMEDIAN\tLAST")
-	for _, c := range plan.Chains {
+	for _, c := range plan.Work {
 		fmt.Fprintf(t, "%s\t%d\t%v\t%v\t%v\n", c.Name, c.Count, round(c.First), round(c.Median), round(c.Last))
 	}
 	fmt.Fprintln(t, "\nSWAP AT\tLOAD\tUNLOAD")
 	const most = 20
-	for i, m := range plan.Moves {
+	for i, m := range plan.Order {
 		if i == most {
-			fmt.Fprintf(t, "\tand %d more\t\n", len(plan.Moves)-most)
+			fmt.Fprintf(t, "\tand %d more\t\n", len(plan.Order)-most)
 			break
 		}
 		fmt.Fprintf(t, "%v\t%s\t%s\n", round(m.At), m.Load, or(strings.Join(m.Unload, ", "), "-"))
