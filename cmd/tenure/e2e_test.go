@@ -22,11 +22,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"tenure/proxy"
+	"tenure/proxy/bench/spawn"
 	"tenure/proxy/ollama/ollamasim"
 	"tenure/proxy/ollama/ollamatest"
 	"tenure/residency"
@@ -180,9 +180,7 @@ type rig struct {
 	back      *ollamaBackend
 	simulated bool
 
-	cmd        *exec.Cmd
-	exited     chan struct{} // closed once exit is known
-	exit       error
+	tenure     *spawn.Process
 	log        string // its standard error
 	api, admin string // base URLs
 	client     *openai.Client
@@ -193,55 +191,29 @@ type rig struct {
 // start starts tenure, which ends with t at the latest.
 func (r *rig) start(t *testing.T, settings ...string) {
 	t.Helper()
-	r.api, r.admin = "", ""
 	r.log = filepath.Join(t.ArtifactDir(), "tenure.log")
 	stderr, err := os.Create(r.log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stderr.Close() // the process has its own
-	r.cmd = exec.Command(r.bin, "serve")
-	r.cmd.Env = append([]string{
+	r.tenure, err = spawn.Tenure(r.bin, stderr, append([]string{
 		"OLLAMA_HOST=" + r.back.url.Host, "MAX_CONCURRENT_MODELS=3", "TENURE_LOG_LEVEL=debug",
-		"TENURE_LISTEN=127.0.0.1:0", "TENURE_ADMIN_LISTEN=127.0.0.1:0",
-	}, settings...)
-	r.cmd.Stderr = stderr
-	stdout, err := r.cmd.StdoutPipe()
+	}, settings...)...)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v, see %s", err, r.log)
 	}
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	cmd, exited := r.cmd, make(chan struct{}) // of this start
-	r.exited = exited
-	addresses := regexp.MustCompile(`(?m)^(API|Admin) +(http://[^/ ]+)`)
-	lines := bufio.NewScanner(stdout)
-	for (r.api == "" || r.admin == "") && lines.Scan() {
-		switch m := addresses.FindStringSubmatch(lines.Text()); {
-		case m == nil:
-		case m[1] == "API":
-			r.api = m[2]
-		default:
-			r.admin = m[2]
-		}
-	}
-	go func() {
-		_, _ = io.Copy(io.Discard, stdout)
-		r.exit = cmd.Wait()
-		close(exited)
-	}()
+	r.api, r.admin = r.tenure.API, r.tenure.Admin
+	tenure := r.tenure // of this start
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have exited
-		<-exited
+		if err := tenure.Kill(); err != nil {
+			t.Error(err)
+		}
 		if log, err := os.ReadFile(r.log); t.Failed() && err == nil {
 			lines := strings.Split(string(log), "\n")
 			t.Logf("tenure's last words:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 	})
-	if r.api == "" || r.admin == "" {
-		t.Fatalf("tenure did not say where it listens, see %s", r.log)
-	}
 	cfg := openai.DefaultConfig("unused")
 	cfg.BaseURL = r.api + "/v1"
 	r.client = openai.NewClientWithConfig(cfg)
@@ -867,7 +839,7 @@ func (r *rig) stop(t *testing.T) {
 	r.chat(t, request("llama3", "You will be left behind."))
 	stream := r.long(t, t.Context(), "Write while I stop you.")
 	defer stream.Close()
-	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := r.tenure.Terminate(); err != nil {
 		t.Fatal(err)
 	}
 	for {
@@ -880,9 +852,9 @@ func (r *rig) stop(t *testing.T) {
 		}
 	}
 	select {
-	case <-r.exited:
-		if r.exit != nil {
-			t.Errorf("exit: %v", r.exit)
+	case <-r.tenure.Exited():
+		if err := r.tenure.Err(); err != nil {
+			t.Errorf("exit: %v", err)
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("still running 20 s after its last answer")
