@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -371,5 +372,25 @@ func TestOllamaEvicts(t *testing.T) {
 		if n := strings.Count(r.log.String(), "models keep vanishing"); n != 1 {
 			t.Errorf("logged %d times, want once", n)
 		}
+	})
+}
+
+// Ollama restarts between two looks, and a request for a model that the book
+// still believes in makes it load that model by itself. The load is not listed
+// before it is done, but its memory is taken: nothing else may be loaded in its
+// place.
+func TestRequestLoadsAfterARestart(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		for at := range 6 { // wherever the look falls
+			r.chat("llama3", fmt.Sprintf("hello %d", at), "") // over one that is kept
+			time.Sleep(30*time.Second + time.Duration(at)*time.Second)
+			r.server.ollama.Close()
+			r.sim.Crash()
+			if a := r.chat("llama3", fmt.Sprintf("hello again %d", at), ""); a.status != http.StatusOK {
+				t.Errorf("after a restart: %d %s", a.status, a.body)
+			}
+			time.Sleep(30 * time.Second)
+		}
+		r.rest()
 	})
 }

@@ -189,10 +189,13 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 	before := s.residency.State()
 	// What moved while Ollama was asked is nobody's loss: only a model that was
 	// ready before and after, and was not listed in between, is gone. Nor is one
-	// that the client itself is loading anew.
-	ready := map[string]bool{}
+	// that the client itself is loading anew, nor one that is in use: after a
+	// restart a request makes Ollama load its model, which is not listed until
+	// that is done, and whatever were loaded in its place would be one too many.
+	ready, used := map[string]bool{}, map[string]bool{}
 	for _, r := range before.Residents {
 		ready[r.Model.Name] = r.Phase == residency.Ready && !s.ollama.Probing(r.Model.Name)
+		used[r.Model.Name] = r.Leases > 0
 	}
 	running, err := s.ollama.Running(ctx)
 	if err != nil {
@@ -223,7 +226,7 @@ func (s *Server) reconcile(ctx context.Context, returned bool) error {
 		maps.DeleteFunc(foreign, func(other string, _ residency.Bytes) bool {
 			return other == name || blobs[name] != "" && blobs[other] == blobs[name]
 		})
-		if _, there := listed[name]; !there && !weights[blobs[name]] && ready[name] && r.Phase == residency.Ready && !s.ollama.Probing(name) {
+		if _, there := listed[name]; !there && !weights[blobs[name]] && ready[name] && r.Phase == residency.Ready && !s.ollama.Probing(name) && !used[name] && r.Leases == 0 {
 			s.found(whatVanished, name, "", 0)
 			s.residency.Lost(name)
 			lost++
