@@ -6,13 +6,14 @@ export CGO_CFLAGS ?= -O2 -Wno-deprecated-declarations
 GO        ?= go
 GOLANGCI  := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME  ?= 60s
+MINUTES   ?= 30
 PACKAGE   ?= ./...
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test check race nocgo tidy e2e clients image-check lint fmt fuzz bench bench-proxy clean
+.PHONY: help run demo build test check race nocgo tidy e2e clients image-check lint fmt fuzz bench bench-proxy bench-residency soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build ## build and serve: before the Ollama at OLLAMA_HOST, or a simulated one when none answers
 	./bin/tenure serve --simulate=auto
@@ -67,6 +68,14 @@ bench: ## the Go benchmarks, with allocations
 
 bench-proxy: build ## what the hop costs, beside nginx (when installed) and a plain ReverseProxy; BENCH=-n=300 for a short run
 	$(GO) run ./proxy/bench -tenure bin/tenure $(BENCH)
+
+bench-residency: build ## plain Ollama against tenure, head to head on a real Ollama; BENCH="-only S1r,S2" or BENCH=-short for less
+	.ci/ollama
+	$(GO) run ./proxy/bench/real -tenure bin/tenure $(BENCH)
+
+soak: build ## mixed traffic, cancels and restarts of a real Ollama for MINUTES=30; fails if anything is lost, leaked or evicted
+	.ci/ollama
+	$(GO) run ./proxy/bench/real -tenure bin/tenure -soak $(MINUTES)m $(BENCH)
 
 clean: ## remove what was built, the test models and the test server
 	rm -rf bin .cache
