@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"net/http"
+	"strings"
 
 	"tenure/cache"
 	"tenure/proxy/ollama"
@@ -39,6 +41,17 @@ func chatCompletions() endpoint {
 	return endpoint{name: "chat", decode: func(body []byte, lim wire.Limits) (ask, error) {
 		chat, err := wire.DecodeChat(body, lim)
 		return conversation{chat}, err
+	}}
+}
+
+// responses shares its recordings with chat completions.
+func responses() endpoint {
+	return endpoint{name: chatCompletions().name, decode: func(body []byte, lim wire.Limits) (ask, error) {
+		r, err := wire.DecodeResponses(body, lim)
+		if err != nil {
+			return nil, err
+		}
+		return response{conversation{r.Chat}, r}, nil
 	}}
 }
 
@@ -130,6 +143,24 @@ func (c conversation) work(p wire.Params) (work, error) {
 		}
 		return !recorder.Truncated(), nil
 	}, nil
+}
+
+// response is a conversation, but for how it is told and answered.
+type response struct {
+	conversation
+	request *wire.Responses
+}
+
+func (r response) IgnoredFor(p wire.Params) []string     { return r.request.IgnoredFor(p) }
+func (r response) Encoder(stamp wire.Stamp) wire.Encoder { return r.request.Encoder(stamp) }
+
+// storedResponse is asked for by who takes responses to be kept: to be read,
+// deleted or cancelled. What else OpenAI has below that path is unknown.
+func (s *Server) storedResponse(x *exchange) error {
+	if r := x.gin.Request; r.Method == http.MethodPost && !strings.HasSuffix(r.URL.Path, "/cancel") {
+		return s.unknownURL(x)
+	}
+	return wire.NotStored()
 }
 
 // texts are what is asked of a model by bare prompts.

@@ -102,6 +102,10 @@ func (s *Server) API() http.Handler {
 	g.GET("/v1/models", s.serve("models", s.listModels))
 	g.GET("/v1/models/*id", s.serve("models", s.getModel))
 	g.POST("/v1/chat/completions", s.serve("chat", s.complete(chatCompletions())))
+	g.POST("/v1/responses", s.serve("responses", s.complete(responses())))
+	for _, method := range []string{http.MethodGet, http.MethodDelete, http.MethodPost} {
+		g.Handle(method, "/v1/responses/*id", s.serve("responses", s.storedResponse))
+	}
 	g.POST("/v1/completions", s.serve("completions", s.complete(completions())))
 	g.POST("/v1/embeddings", s.serve("embeddings", s.complete(embeddings())))
 	g.POST("/v1/route", s.serve("route", s.route))

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"encoding/binary"
 	"iter"
 	"strconv"
@@ -47,7 +48,7 @@ type Head struct {
 
 // Head returns what a chat has in common with other requests.
 func (c *Chat) Head() Head {
-	return Head{Model: c.Model, Prompt: "messages", Stream: c.Stream, ServiceTier: c.ServiceTier, Metadata: c.Metadata}
+	return Head{Model: c.Model, Prompt: cmp.Or(c.promptField, "messages"), Stream: c.Stream, ServiceTier: c.ServiceTier, Metadata: c.Metadata}
 }
 
 // Encoder returns what writes an answer to c.

@@ -76,6 +76,8 @@ type Chat struct {
 	ParallelOff  bool // parallel_tool_calls: false
 	functionsAPI bool // functions/function_call, answered in kind
 
+	promptField string // where the messages stood; empty = messages
+
 	ServiceTier string
 	Metadata    map[string]string
 	User        string
@@ -202,6 +204,7 @@ type decoder struct {
 	images   int
 	messages int  // before adjacent system messages became one
 	top      *int // top_logprobs
+	flat     bool // tools and parts of messages in the form of responses
 
 	choice, legacyChoice *ToolChoice // tool_choice, function_call
 	legacy               []Tool      // functions
@@ -448,25 +451,32 @@ func (d *decoder) part(m *Message) (text string, ok bool) {
 	case "refusal":
 		words = refusal
 		fallthrough
-	case "text":
+	case "text", "input_text", "output_text":
 		if words == nil {
+			if kind != "refusal" {
+				kind = "text"
+			}
 			d.missing(kind)
 			return "", false
 		}
 		return *words, true
-	case "image_url":
+	case "image_url", "input_image":
 		if !image {
 			d.missing("image_url")
 		}
 	case "thinking", "redacted_thinking", "reasoning": // of an earlier answer, sent back
 	case "":
 		d.missing("type")
-	case "input_audio", "file":
+	case "input_audio", "file", "input_file":
 		d.path = append(d.path, step{key: "type"})
 		d.fail(codeUnsupported, "Unsupported value for '"+d.param()+"': audio and file parts cannot be read by the models served here.")
 	default:
 		d.path = append(d.path, step{key: "type"})
-		d.badValue("expected text, image_url or refusal")
+		if d.flat {
+			d.badValue("expected input_text, input_image, output_text or refusal")
+		} else {
+			d.badValue("expected text, image_url or refusal")
+		}
 	}
 	return "", false
 }

@@ -313,7 +313,7 @@ func flat(t *testing.T, raw json.RawMessage) string {
 			t.Fatal(err)
 		}
 		switch part.Type {
-		case "text":
+		case "text", "input_text", "output_text":
 			texts = append(texts, part.Text)
 		case "refusal":
 			texts = append(texts, part.Refusal)

@@ -51,6 +51,22 @@
 // reasoning, reasoning_content, thinking, refusal, audio and annotations of a
 // message.
 //
+// # Responses
+//
+// [DecodeResponses] reads a [Chat] in other words: instructions and input for
+// messages, max_output_tokens, text.format for response_format, tools and
+// tool_choice in their flat form, parallel_tool_calls, reasoning.effort, and of
+// the rest what chats have. So both share recordings. Nothing is stored: store
+// true has no effect, and what needs something stored is refused
+// (previous_response_id, conversation, prompt, background, items that are
+// references, tools that OpenAI runs). Reasoning items are passed over; those of
+// an answer tell what a model thought, asked for or not.
+//
+// Without effect, and named, are include, max_tool_calls, top_logprobs,
+// context_management, moderation, safety_identifier, prompt_cache_key,
+// prompt_cache_retention, prompt_cache_options, text.verbosity, truncation auto,
+// and what is ignored in chats.
+//
 // # Completions
 //
 // [DecodeCompletion] reads what chats have of sampling, limits, streams and

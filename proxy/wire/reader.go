@@ -77,6 +77,23 @@ func (r *reader) effort() string {
 	return effort
 }
 
+// member looks ahead for a text in the object that comes next, which says how
+// to read the rest of it; empty if there is none.
+func (r *reader) member(name string) (text string) {
+	at, levels := r.pos, r.levels
+	for key := range r.object(noKeys) {
+		if key == name && r.peek() == '"' {
+			text = r.text()
+		} else {
+			r.skip()
+		}
+	}
+	if r.err == nil {
+		r.pos, r.levels = at, levels
+	}
+	return text
+}
+
 // strings reads an object whose values are strings.
 func (r *reader) strings() map[string]string {
 	all := map[string]string{}

@@ -101,11 +101,12 @@ func (c *Chat) fits(p Params) error {
 	if !p.lacks("vision") {
 		return nil
 	}
+	field := c.Head().Prompt
 	for _, m := range c.Messages {
 		if len(m.Images) > 0 {
 			return &Error{
-				Status: http.StatusBadRequest, Type: typeInvalidRequest, Code: codeUnsupported, Param: "messages",
-				Message: "Unsupported value in 'messages': the model that would answer does not read images.",
+				Status: http.StatusBadRequest, Type: typeInvalidRequest, Code: codeUnsupported, Param: field,
+				Message: "Unsupported value in '" + field + "': the model that would answer does not read images.",
 			}
 		}
 	}

@@ -20,15 +20,7 @@ func (d *decoder) format() {
 	for key := range d.object(formatKeys) {
 		switch key {
 		case "type":
-			switch d.text() {
-			case "text":
-			case "json_object":
-				f.Kind = FormatJSON
-			case "json_schema":
-				f.Kind = FormatSchema
-			default:
-				d.badValue("expected text, json_object or json_schema")
-			}
+			f.Kind = d.formatKind()
 		case "json_schema":
 			schema = true
 			d.formatSchema()
@@ -45,6 +37,19 @@ func (d *decoder) format() {
 	case f.Kind != FormatSchema:
 		f.Schema, f.compiled = nil, nil
 	}
+}
+
+func (d *decoder) formatKind() FormatKind {
+	switch d.text() {
+	case "text":
+	case "json_object":
+		return FormatJSON
+	case "json_schema":
+		return FormatSchema
+	default:
+		d.badValue("expected text, json_object or json_schema")
+	}
+	return FormatText
 }
 
 func (d *decoder) formatSchema() {

@@ -3,6 +3,7 @@ package wire
 import (
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // toolCall reads one call of an assistant message.
@@ -220,7 +221,11 @@ func (d *decoder) settleTools() error {
 	seen := make(map[string]bool, len(c.Tools))
 	for i, tool := range c.Tools {
 		if seen[tool.Name] {
-			return invalid(codeInvalidValue, "tools["+strconv.Itoa(i)+"].function.name", "Invalid value for 'tools': names must be unique.")
+			param := "tools[" + strconv.Itoa(i) + "].function.name"
+			if d.flat {
+				param = strings.Replace(param, ".function", "", 1)
+			}
+			return invalid(codeInvalidValue, param, "Invalid value for 'tools': names must be unique.")
 		}
 		seen[tool.Name] = true
 	}
