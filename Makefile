@@ -39,11 +39,12 @@ tidy:
 	$(GO) mod tidy -diff
 	$(GO) mod verify
 
-e2e: build ## the end-to-end tests, on a simulated and on a real Ollama (which the first run builds: some 10 minutes)
+e2e: build ## the end-to-end tests, clients' suites among them, on a real Ollama (which the first run builds: some 10 minutes)
 	.ci/ollama
-	$(GO) test -tags e2e -count=1 -timeout 30m -v -run '^TestE2E' ./cmd/tenure/... ./proxy ./proxy/ollama/...
+	.ci/clients
+	$(GO) test -tags e2e,clients -count=1 -timeout 30m -v -run '^TestE2E' ./cmd/tenure/... ./proxy ./proxy/ollama/...
 
-clients: build ## the suites of real clients (Python, Node, Go) against the program; the first run installs them
+clients: build ## the suites of real clients (Python, Node, Go), on a simulated Ollama; the first run installs them
 	.ci/clients
 	$(GO) test -tags clients -count=1 -timeout 20m -v -run '^TestClients' ./cmd/tenure
 

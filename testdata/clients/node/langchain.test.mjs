@@ -4,11 +4,11 @@ import { afterEach, test } from "node:test";
 import { HumanMessage, SystemMessage, ToolMessage } from "@langchain/core/messages";
 import { ChatOpenAI } from "@langchain/openai";
 import { z } from "zod";
-import { base, cancelled, clear, fault, key, tool, tooLong, waitUntil } from "./stage.mjs";
+import { base, cancelled, clear, fault, key, simulated, tooLong, tool, waitUntil } from "./stage.mjs";
 
 const llm = (model = "phi3:mini", more = {}) =>
   new ChatOpenAI({ model, apiKey: key, maxRetries: 0, configuration: { baseURL: base }, ...more });
-const Candidate = z.object({ name: z.string(), years: z.number().int() });
+const Candidate = z.object({ name: z.string().max(20), years: z.number().int() });
 
 async function joined(stream) {
   let whole;
@@ -47,7 +47,7 @@ for (const model of ["mistral", "phi3:mini"]) {
   }
 }
 
-test("langchain: tools", async () => {
+test("langchain: tools", simulated, async () => {
   const bound = llm("mistral").bindTools([tool]);
   const question = new HumanMessage("Use the lookup tool.");
   const answer = await bound.invoke([question]);
@@ -79,19 +79,19 @@ test("langchain: bad requests are not repeated", async () => {
   assert(Date.now() - began < 1000);
 });
 
-test("langchain: busy is retried as Retry-After asks", async () => {
+test("langchain: busy is retried as Retry-After asks", simulated, async () => {
   await fault("queue-full", { times: 1 });
   assert((await llm("phi3:mini", { maxRetries: 6, modelKwargs: { seed: 41 } }).invoke("Hello.")).content);
 });
 
-test("langchain: failure within a stream", async () => {
+test("langchain: failure within a stream", simulated, async () => {
   for (const kind of ["error-line", "cut-mid"]) {
     await fault(kind, { after: 3, times: 1 });
     await assert.rejects(joined(llm("phi3:mini", { modelKwargs: { seed: 42 } }).stream("Hello.")));
   }
 });
 
-test("langchain: abort cancels", async () => {
+test("langchain: abort cancels", simulated, async () => {
   const before = await cancelled();
   await fault("hang-mid", { after: 2 });
   const abort = new AbortController();

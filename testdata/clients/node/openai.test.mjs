@@ -4,11 +4,11 @@ import { afterEach, test } from "node:test";
 import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
-import { ask, base, cancelled, clear, fault, key, tool, tooLong, url, waitUntil } from "./stage.mjs";
+import { ask, base, cancelled, clear, fault, key, long, simulated, tooLong, tool, url, waitUntil } from "./stage.mjs";
 
 const client = new OpenAI({ baseURL: base, apiKey: key, maxRetries: 0 });
 const chat = (more) => client.chat.completions.create({ model: "phi3:mini", messages: ask(), ...more });
-const Candidate = z.object({ name: z.string(), years: z.number().int(), email: z.string().nullable() });
+const Candidate = z.object({ name: z.string().max(20), years: z.number().int(), email: z.string().max(20).nullable() });
 
 async function all(stream) {
   const chunks = [];
@@ -82,7 +82,7 @@ for (const model of ["mistral", "phi3:mini"]) {
   }
 }
 
-test("openai: tool_choice auto and none", async () => {
+test("openai: tool_choice auto and none", simulated, async () => {
   const args = { model: "mistral", messages: ask("Use the lookup tool."), tools: [tool] };
   const called = await chat(args);
   assert.equal(called.choices[0].finish_reason, "tool_calls");
@@ -92,7 +92,7 @@ test("openai: tool_choice auto and none", async () => {
   assert(plain.choices[0].message.content);
 });
 
-test("openai: tool runner", async () => {
+test("openai: tool runner", simulated, async () => {
   let asked;
   const runner = client.chat.completions.runTools({
     model: "mistral",
@@ -130,15 +130,16 @@ test("openai: limits, n, logprobs, stop, seed, null", async () => {
   assert((await chat({ temperature: null, stop: null, tools: [], stream: null, store: true, metadata: { a: "b" } })).choices.length);
 });
 
+const check = async (promise, kind, status, code) =>
+  assert.rejects(promise, (e) => {
+    assert(e instanceof kind, `${e}`);
+    assert.equal(e.status, status);
+    if (code) assert.equal(e.code, code);
+    assert(e.type && e.requestID);
+    return true;
+  });
+
 test("openai: errors", async () => {
-  const check = async (promise, kind, status, code) =>
-    assert.rejects(promise, (e) => {
-      assert(e instanceof kind, `${e}`);
-      assert.equal(e.status, status);
-      if (code) assert.equal(e.code, code);
-      assert(e.type && e.requestID);
-      return true;
-    });
   await check(chat({ temperature: 9 }), OpenAI.BadRequestError, 400);
   await check(chat({ messages: ask(tooLong) }), OpenAI.BadRequestError, 400, "context_length_exceeded");
   await check(chat({ model: "no-such-model" }), OpenAI.NotFoundError, 404, "model_not_found");
@@ -146,6 +147,9 @@ test("openai: errors", async () => {
   await check(client.responses.create({ model: "phi3:mini", input: "x" }), OpenAI.NotFoundError, 404, "unknown_url");
   await check(chat({ messages: ask("x".repeat(2 << 20)) }), OpenAI.APIError, 413, "request_too_large");
   await check(client.withOptions({ apiKey: "not-the-key" }).models.list(), OpenAI.AuthenticationError, 401, "invalid_api_key");
+});
+
+test("openai: busy and failing", simulated, async () => {
   await fault("queue-full", { times: 1 });
   await check(chat({ seed: 31 }), OpenAI.RateLimitError, 429);
   await fault("error-line", { times: 1 });
@@ -159,7 +163,7 @@ test("openai: keys in three headers", async () => {
   assert.equal((await fetch(`${url}/v1/models`)).status, 401);
 });
 
-test("openai: busy is retried", async () => {
+test("openai: busy is retried", simulated, async () => {
   await fault("queue-full", { times: 1 });
   const began = Date.now();
   assert((await client.chat.completions.create({ model: "phi3:mini", messages: ask(), seed: 33 }, { maxRetries: 2 })).choices.length);
@@ -167,7 +171,7 @@ test("openai: busy is retried", async () => {
 });
 
 for (const kind of ["error-line", "cut-mid", "no-done"]) {
-  test(`openai: failure within a stream, ${kind}`, async () => {
+  test(`openai: failure within a stream, ${kind}`, simulated, async () => {
     await fault(kind, { after: 3, times: 1 });
     await assert.rejects(all(chat({ stream: true, seed: 34 })), (e) => e instanceof OpenAI.APIError && /^upstream_/.test(e.code));
     await fault(kind, { after: 3, times: 1 });
@@ -177,17 +181,17 @@ for (const kind of ["error-line", "cut-mid", "no-done"]) {
 
 test("openai: abort cancels", async () => {
   const before = await cancelled();
-  await fault("hang-mid", { after: 2 });
-  for await (const _ of await chat({ stream: true, seed: 36 })) break;
+  for await (const _ of await chat({ stream: true, seed: 36, ...long })) break;
   await waitUntil(async () => (await cancelled()) === before + 1);
   const abort = new AbortController();
-  const waiting = client.chat.completions.create({ model: "phi3:mini", messages: ask(), seed: 37 }, { signal: abort.signal });
+  const waiting = client.chat.completions.create({ model: "phi3:mini", messages: ask(), seed: 37, ...long }, { signal: abort.signal });
   setTimeout(() => abort.abort(), 300);
   await assert.rejects(waiting, OpenAI.APIUserAbortError);
   await waitUntil(async () => (await cancelled()) === before + 2);
+  assert((await chat()).choices.length);
 });
 
-test("openai: comments while loading", async () => {
+test("openai: comments while loading", simulated, async () => {
   await fault("slow-load", { model: "llama3", delay: 11 });
   const { data, response } = await chat({ model: "llama3", stream: true }).withResponse();
   assert.equal(response.headers.get("tenure-residency"), null); // they came while it loaded
