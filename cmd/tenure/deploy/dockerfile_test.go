@@ -148,6 +148,9 @@ func TestDockerfilePins(t *testing.T) {
 	if !strings.HasPrefix(bases[0], "golang:"+goes[1]+".") || !slices.Contains(bases, "ollama/ollama:"+ollama[1]) {
 		t.Errorf("go.mod says Go %s, .ci/ollama Ollama %s, the Dockerfile %q", goes[1], ollama[1], bases)
 	}
+	if !strings.Contains(read(t, "cmd", "tenure", "deploy", "compose.yaml"), "image: ollama/ollama:"+ollama[1]+"\n") {
+		t.Errorf("compose.yaml has another Ollama than %s", ollama[1])
+	}
 	for _, base := range bases {
 		if tag := base[strings.LastIndex(base, ":")+1:]; !regexp.MustCompile(`\d+\.\d+\.\d+|-\d{8}-`).MatchString(tag) {
 			t.Errorf("%s is not pinned", base)

@@ -56,8 +56,10 @@ func TestUnitIsHardened(t *testing.T) {
 	t.Logf("exposure %v", level)
 }
 
-// The README's table, the drop-in for Ollama and the start script say the same.
+// The README's table, the drop-in for Ollama, the start script and compose.yaml say
+// the same.
 func TestOllamaSettingsAgree(t *testing.T) {
+	compose := read(t, "cmd", "tenure", "deploy", "compose.yaml")
 	readme, dropIn, script := read(t, "README.md"), read(t, "cmd", "tenure", "deploy", "ollama.conf"), read(t, "cmd", "tenure", "deploy", "start.sh")
 	found := 0
 	for _, m := range regexp.MustCompile(`(?m)^Environment=(OLLAMA_\w+)=(\S+)$`).FindAllStringSubmatch(dropIn, -1) {
@@ -67,6 +69,10 @@ func TestOllamaSettingsAgree(t *testing.T) {
 		}
 		if !strings.Contains(script, "export "+m[1]+"=") || !strings.Contains(script, strings.TrimSuffix(m[2], "11434")) {
 			t.Errorf("start.sh does not set %s to %s", m[1], m[2])
+		}
+		// There Ollama is reached from tenure's container, and from no other.
+		if m[1] != "OLLAMA_HOST" && !strings.Contains(compose, m[1]+": \""+m[2]+"\"\n") {
+			t.Errorf("compose.yaml does not set %s to %s", m[1], m[2])
 		}
 	}
 	if found < 5 {
