@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -169,6 +170,81 @@ func TestRetryAfter(t *testing.T) {
 		time.Sleep(100 * time.Millisecond) // as it was told
 		if a := ask(); a.status != http.StatusOK {
 			t.Errorf("after the wait: %d %s", a.status, a.body)
+		}
+	})
+}
+
+// A panic is an error like any other to its client.
+func TestPanicIsAnError(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		g := newEngine()
+		g.GET("/v1/panic", r.server.serve("panic", func(*exchange) error { panic("of a test") }))
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/panic", nil))
+		e := reply{w.Code, w.Header(), w.Body.String()}.failure(t)
+		if e.Status != http.StatusInternalServerError || e.Code != "internal_error" || w.Header().Get("X-Request-Id") == "" || strings.Contains(e.Message, "of a test") {
+			t.Errorf("%+v, headers %v", e, w.Header())
+		}
+	})
+}
+
+// The log knows a request under the id that its client was told, which is the
+// client's own where it sent one.
+func TestRequestIDIsTheLogs(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		for _, a := range []reply{
+			r.chat("phi3:mini", "hello", ""), r.chat("phi3:mini", "hello", `,"stream":true`), r.chat("gpt-4o", "hello", ""),
+			r.chat("phi3:mini", "hello", "", "X-Request-Id", "mine-7"),
+		} {
+			synctest.Wait()
+			if id := a.header.Get("X-Request-Id"); id == "" || strings.Count(r.log.String(), `"request":"`+id+`"`) != 1 {
+				t.Errorf("the log does not know %q", id)
+			}
+		}
+		if !strings.Contains(r.log.String(), `"request":"mine-7"`) {
+			t.Error("the client's own id was not taken")
+		}
+	})
+}
+
+// Images and documents make bodies of tens of megabytes.
+func TestLargeBodies(t *testing.T) {
+	inBubble(t, rigConfig{proxy: Config{BodyBytes: 32 << 20}}, func(t *testing.T, r *rig) {
+		large := `,"prediction":{"type":"content","content":"` + strings.Repeat("x", 20<<20) + `"}`
+		if a := r.chat("phi3:mini", "hello", large); a.status != http.StatusOK {
+			t.Errorf("20 MiB: %d %.300s", a.status, a.body)
+		}
+	})
+}
+
+// What is not served is told in OpenAI's form, at once.
+func TestUnservedRoutes(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		for _, path := range []string{
+			"/v1/moderations", "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/images/generations", "/v1/rerank", "/v1/fim/completions",
+			"/v1/assistants", "/openai/deployments/x/chat/completions", "/chat/completions",
+		} {
+			if e := r.do(http.MethodPost, "http://api"+path, "{}").failure(t); e.Status != http.StatusNotFound || e.Code != "unknown_url" {
+				t.Errorf("%s: %+v", path, e)
+			}
+		}
+		if a := r.do(http.MethodHead, "http://api/", ""); a.status != http.StatusOK || a.body != "" {
+			t.Errorf("HEAD /: %d %q", a.status, a.body)
+		}
+	})
+}
+
+// Whatever a client sends, headers are printable ASCII.
+func TestHeadersArePlain(t *testing.T) {
+	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+		a := r.chat("recruit-auto", "Grüße, Zoë", `,"größe":1,"a\r\nb":2,"verbosity":"low"`, "X-Request-Id", "é")
+		if a.status != http.StatusOK || a.header.Get("Tenure-Ignored") != "verbosity" {
+			t.Fatalf("%d, ignored %q", a.status, a.header.Get("Tenure-Ignored"))
+		}
+		for name, values := range a.header {
+			if strings.ContainsFunc(name+strings.Join(values, ""), func(c rune) bool { return c < ' ' || c > '~' }) {
+				t.Errorf("%s: %q", name, values)
+			}
 		}
 	})
 }

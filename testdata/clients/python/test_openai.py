@@ -315,7 +315,9 @@ def test_busy():
     stage.fault("queue-full", times=1)
     with pytest.raises(openai.RateLimitError) as e:
         chat()
-    assert 1 <= int(e.value.response.headers["retry-after"]) <= 60
+    headers = e.value.response.headers
+    assert 1 <= int(headers["retry-after"]) <= 60
+    assert 0 < int(headers["retry-after-ms"]) <= int(headers["retry-after"]) * 1000
 
 
 def test_busy_is_retried():
@@ -363,3 +365,11 @@ def test_comments_while_loading():
     assert raw.headers["content-type"].startswith("text/event-stream")
     assert "tenure-residency" not in raw.headers  # they came while it loaded
     assert text_of(raw.parse())
+
+
+def test_no_retry_where_it_cannot_help():  # the last one: llama3 is left alone for a while
+    stage.fault("fail-load", model="llama3")
+    with pytest.raises(openai.InternalServerError) as e:
+        client.with_options(max_retries=2).chat.completions.create(model="llama3", messages=ASK)
+    assert e.value.code == "model_load_failed" and e.value.response.headers["x-should-retry"] == "false"
+    assert e.value.response.request.headers["x-stainless-retry-count"] == "0"
