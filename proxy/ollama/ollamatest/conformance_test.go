@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ollama/ollama/api"
+	"github.com/ollama/ollama/types/model"
 	"go.uber.org/goleak"
 
 	"tenure/proxy/ollama"
@@ -35,7 +36,9 @@ type target struct {
 func TestSimulated(t *testing.T) {
 	conform(t, func(t *testing.T) target {
 		t.Helper()
-		sim := ollamasim.New(ollamasim.Config{NoGPU: true, Speed: 100})
+		coder := ollamasim.Catalog()[0]
+		coder.Name, coder.Capabilities = Coder, []model.Capability{model.CapabilityCompletion, model.CapabilityInsert}
+		sim := ollamasim.New(ollamasim.Config{NoGPU: true, Speed: 100, Models: append(ollamasim.Catalog(), ollamasim.Embedder(), coder)})
 		srv := httptest.NewServer(sim)
 		t.Cleanup(srv.Close)
 		base, err := url.Parse(srv.URL)
@@ -122,6 +125,14 @@ func exchanges() []exchange {
 		{name: "thinking", path: "/api/chat", body: `{"model":"phi3:mini","think":true,` + greets + `}`, status: 400, text: `"phi3:mini" does not support thinking`},
 		{name: "tools", path: "/api/chat", body: `{"model":"phi3:mini","tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{}}}}],` + greets + `}`, status: 400, text: "registry.ollama.ai/library/phi3:mini does not support tools"},
 		{name: "suffix", path: "/api/generate", body: `{"model":"phi3:mini","prompt":"a","suffix":"b"}`, status: 400, text: "registry.ollama.ai/library/phi3:mini does not support insert"},
+		{name: "show an embedder", path: "/api/show", body: `{"model":"nomic-embed-text"}`, text: `"capabilities":["embedding"]`},
+		{name: "show a coder", path: "/api/show", body: `{"model":"coder"}`, text: `"capabilities":["completion","insert"]`},
+		{name: "suffix where it can", path: "/api/generate", body: `{"model":"coder","stream":false,"think":false,"prompt":"a","suffix":"b"}`, first: whole, reason: "*"},
+		{name: "embed with an embedder", path: "/api/embed", body: `{"model":"nomic-embed-text","truncate":false,"input":["a","b"],"options":{"num_ctx":2048}}`, first: "embeddings load_duration model prompt_eval_count total_duration"},
+		{name: "too long for an embedder", path: "/api/embed", body: `{"model":"nomic-embed-text","truncate":false,"options":{"num_ctx":2048},"input":"` + overlong() + `"}`, status: 400, text: "the input length exceeds the context length"},
+		{name: "chat with an embedder", path: "/api/chat", body: `{"model":"nomic-embed-text",` + greets + `}`, status: 400, text: `"nomic-embed-text" does not support chat`},
+		{name: "unload the embedder", path: "/api/generate", body: `{"model":"nomic-embed-text","keep_alive":0}`, first: moved, reason: "unload"},
+		{name: "unload the coder", path: "/api/generate", body: `{"model":"coder","keep_alive":0}`, first: moved, reason: "unload"},
 		{name: "strange format", path: "/api/chat", body: `{"model":"phi3:mini","format":"xml",` + greets + `}`, status: 500, text: `invalid format: "\"xml\""; expected "json" or a valid JSON Schema object`},
 		{name: "wrong schema", path: "/api/chat", body: `{"model":"phi3:mini","format":{"type":"wish"},` + greets + `}`, status: 500, text: "invalid JSON schema in format"},
 		{name: "schema", path: "/api/chat", body: `{"model":"phi3:mini","stream":false,"format":{"type":"object","required":["fit"],"properties":{"fit":{"enum":["yes"]}}},` + greets + `}`, text: `yes`, first: message, reason: "stop"},
@@ -142,8 +153,8 @@ func conform(t *testing.T, start func(*testing.T) target) {
 		for _, x := range exchanges() {
 			t.Run(x.name, func(t *testing.T) { check(t, at, x) })
 		}
-		if loads, unloads, evictions := at.moves(); loads != 1 || unloads != 0 || evictions != 0 {
-			t.Errorf("%d loads, %d unloads, %d evictions, want one load", loads, unloads, evictions)
+		if loads, unloads, evictions := at.moves(); loads != 3 || unloads != 2 || evictions != 0 {
+			t.Errorf("%d loads, %d unloads, %d evictions, want three loads and two unloads", loads, unloads, evictions)
 		}
 	})
 	t.Run("residency", func(t *testing.T) { moveAll(t, start(t)) })
@@ -284,7 +295,7 @@ func moveAll(t *testing.T, at target) {
 		}
 	}
 	installed, err := c.Installed(t.Context())
-	if err != nil || len(installed) != 4 {
+	if err != nil || len(installed) != 6 {
 		t.Errorf("installed %+v, %v", installed, err)
 	}
 	if loads, unloads, evictions := at.moves(); loads != 4 || unloads != 1 || evictions != 0 {

@@ -12,6 +12,7 @@ type network struct {
 	seed    uint64
 	context uint32
 	vocab   vocabulary
+	pooled  bool // it embeds: a text's vector is the mean of its tokens'
 }
 
 const (
@@ -26,10 +27,11 @@ const (
 func (n network) gguf() []byte {
 	tensors := n.tensors()
 	w := &writer{}
-	fields := []struct {
+	type field struct {
 		key   string
 		value any
-	}{
+	}
+	fields := []field{
 		{"general.architecture", "llama"},
 		{"general.file_type", uint32(0)},
 		{"llama.block_count", uint32(blocks)},
@@ -49,6 +51,9 @@ func (n network) gguf() []byte {
 		{"tokenizer.ggml.bos_token_id", uint32(tokenStart)},
 		{"tokenizer.ggml.eos_token_id", uint32(tokenEnd)},
 		{"tokenizer.ggml.add_bos_token", false},
+	}
+	if n.pooled {
+		fields = append(fields, field{"llama.pooling_type", uint32(1)})
 	}
 	w.WriteString("GGUF")
 	w.put(uint32(3))

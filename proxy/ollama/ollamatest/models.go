@@ -19,9 +19,17 @@ type generated struct {
 	name    string
 	context uint32 // as the real one was trained
 	extra   string // of its template
+	embeds  bool   // and does nothing else
 }
 
-// Names are the generated models, as tenure's catalog calls them.
+// Beside the catalog's models stand one that embeds and one that writes between
+// two texts.
+const (
+	Embedder = "nomic-embed-text"
+	Coder    = "coder"
+)
+
+// Names are the generated models that tenure's catalog has, as it calls them.
 func Names() []string { return []string{"phi3:mini", "deepseek-llm:7b", "mistral", "llama3"} }
 
 func catalog() []generated {
@@ -31,6 +39,8 @@ func catalog() []generated {
 		// A template that knows tools is what makes Ollama accept them.
 		{name: "mistral", context: 32768, extra: "{{ if .Tools }}[AVAILABLE_TOOLS] {{ .Tools }}[/AVAILABLE_TOOLS]\n{{ end }}"},
 		{name: "llama3", context: 8192},
+		{name: Embedder, context: 2048, embeds: true},
+		{name: Coder, context: 4096, extra: "{{ if .Suffix }}{{ .Prompt }} ... {{ .Suffix }}<|start|>{{ end }}"},
 	}
 }
 
@@ -96,7 +106,7 @@ func Documents(root string) (map[string]string, error) {
 	return texts, nil
 }
 
-// Prepare makes the four models, unless they are there, and returns the folder
+// Prepare makes the models, unless they are there, and returns the folder
 // for OLLAMA_MODELS. It takes some ten seconds the first time.
 func Prepare(ctx context.Context, root string) (models string, err error) {
 	texts, err := Documents(root)
@@ -111,7 +121,7 @@ func Prepare(ctx context.Context, root string) (models string, err error) {
 	files := make(map[string][]byte)
 	stamp := sha256.New()
 	for i, g := range catalog() {
-		files[g.name] = network{seed: uint64(i + 1), context: g.context, vocab: vocab}.gguf()
+		files[g.name] = network{seed: uint64(i + 1), context: g.context, vocab: vocab, pooled: g.embeds}.gguf()
 		stamp.Write(files[g.name])
 		stamp.Write([]byte(g.modelfile("")))
 	}
