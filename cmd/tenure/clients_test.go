@@ -79,7 +79,7 @@ func TestClientsOpenAIGoOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	newStage(t, "TENURE_CATALOG="+file, "TENURE_API_KEYS=").run(t, "testdata/clients/go", "go", "test", "-count=1", "-v",
-		"-run", "^(TestModelGet|TestModelList|TestChatCompletionNewWithOptionalParams|TestUsage)$", "github.com/openai/openai-go/v3")
+		"-run", "^(TestModelGet|TestModelList|TestChatCompletionNewWithOptionalParams|TestCompletionNewWithOptionalParams|TestEmbeddingNewWithOptionalParams|TestUsage)$", "github.com/openai/openai-go/v3")
 }
 
 // stage is the real program before an Ollama, behind a proxy that checks all
@@ -110,6 +110,7 @@ func newStage(t *testing.T, environ ...string) *stage {
 		m.Name, m.Weights = name, 1<<30
 		models = append(models, m)
 	}
+	models = append(models, endpointModels()...)
 	s := &stage{sim: ollamasim.New(ollamasim.Config{Models: models, Speed: speed})}
 	s.cancelled = func() int { return s.sim.Counts().Cancelled }
 	s.open(t, s.sim, environ...)
@@ -285,6 +286,7 @@ func (r *tee) Read(p []byte) (int, error) {
 // and against what clients need beyond it.
 type checker struct {
 	chat, chunk, list, model, refusal *jsonschema.Schema // nil: no specification
+	endpoints                         endpointSchemas
 
 	bodies, events, errors int
 }
@@ -298,7 +300,8 @@ func newChecker(t *testing.T) *checker {
 	s := wiretest.Open(t)
 	return &checker{
 		chat: s.Schema(t, "CreateChatCompletionResponse"), chunk: s.Schema(t, "CreateChatCompletionStreamResponse"),
-		list: s.Schema(t, "ListModelsResponse"), model: s.Schema(t, "Model"), refusal: s.Schema(t, "ErrorResponse"),
+		endpoints: newEndpointSchemas(t, s),
+		list:      s.Schema(t, "ListModelsResponse"), model: s.Schema(t, "Model"), refusal: s.Schema(t, "ErrorResponse"),
 	}
 }
 
@@ -315,7 +318,14 @@ func (c *checker) answer(t *testing.T, a *record) {
 	}
 	kind, _, _ := strings.Cut(a.header.Get("Content-Type"), ";")
 	if kind == "text/event-stream" && a.status == http.StatusOK {
-		c.stream(t, where, a)
+		switch a.path {
+		case "/v1/completions":
+			c.completionStream(t, where, a)
+		case "/v1/responses":
+			c.responseStream(t, where, a)
+		default:
+			c.stream(t, where, a)
+		}
 		return
 	}
 	if kind != "application/json" {
@@ -338,12 +348,17 @@ func (c *checker) answer(t *testing.T, a *record) {
 		if a.status == 422 || a.status == 409 || a.status == 408 {
 			t.Errorf("%s: clients retry this", where)
 		}
+	case c.endpoints.of(a.path) != nil:
+		schema = c.endpoints.of(a.path)
 	case a.path == "/v1/models":
 		schema = c.list
 	case strings.HasPrefix(a.path, "/v1/models/"):
 		schema = c.model
 	}
 	c.bodies++
+	if a.path == "/v1/embeddings" && bytes.Contains(a.body.Bytes(), []byte(`"embedding":"`)) {
+		schema = nil // OpenAI's has no place for base64
+	}
 	c.validate(t, where, schema, a.body.Bytes())
 }
 
