@@ -31,6 +31,7 @@ import (
 	"tenure/proxy/ollama/ollamatest"
 	"tenure/residency"
 
+	"github.com/ollama/ollama/types/model"
 	"github.com/sashabaranov/go-openai"
 )
 
@@ -77,6 +78,7 @@ func TestE2E(t *testing.T) {
 				{"tasks", r.tasks},
 				{"router", r.router},
 				{"cache", r.cached},
+				{"other endpoints", r.endpoints},
 				{"swaps", r.swaps},
 				{"concurrent", r.concurrent},
 				{"long prompt", r.longPrompt},
@@ -102,7 +104,10 @@ func startSimulated(t *testing.T, _ string) *ollamaBackend {
 	t.Helper()
 	var mu sync.Mutex
 	var moves []ollamasim.Move
-	sim := ollamasim.New(ollamasim.Config{Speed: 10, Moved: func(m ollamasim.Move) {
+	coder := ollamasim.Catalog()[0]
+	coder.Name, coder.Capabilities = ollamatest.Coder, append(coder.Capabilities, model.CapabilityInsert)
+	models := append(ollamasim.Catalog(), ollamasim.Embedder(), coder)
+	sim := ollamasim.New(ollamasim.Config{Speed: 10, Models: models, Moved: func(m ollamasim.Move) {
 		mu.Lock()
 		defer mu.Unlock()
 		moves = append(moves, m)
