@@ -67,7 +67,7 @@ fuzz: ## fuzz every decoder of foreign bytes, FUZZTIME each
 bench: ## the Go benchmarks, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem $(PACKAGE)
 
-bench-proxy: build ## what the hop costs, beside nginx (when installed) and a plain ReverseProxy; BENCH=-n=300 for a short run
+bench-proxy: build ## what the hop costs, beside nginx (when installed) and a plain ReverseProxy; BENCH=-n=300 for a short run, BENCH=-soak for memory
 	$(GO) run ./proxy/bench -tenure bin/tenure $(BENCH)
 
 bench-residency: build ## plain Ollama against tenure, head to head on a real Ollama; BENCH="-only S1r,S2" or BENCH=-short for less

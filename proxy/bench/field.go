@@ -30,10 +30,12 @@ type field struct {
 	dir                               string
 	mock, reverse, tenure, gin, nginx *process // nginx: nil when it is not installed
 	started                           []*process
+	admin                             string // tenure's admin side, http://host:port
 	client                            *http.Client
 }
 
-func startField(ctx context.Context, tenure string) (f *field, err error) {
+// startPair starts the mock and tenure.
+func startPair(ctx context.Context, tenure string) (f *field, err error) {
 	f = &field{client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true}}}
 	if f.dir, err = os.MkdirTemp("", "tenure-bench"); err != nil {
 		return nil, err
@@ -50,21 +52,42 @@ func startField(ctx context.Context, tenure string) (f *field, err error) {
 	if f.mock, err = f.start(exec.CommandContext(ctx, self, "-role", "mock"), `(\S+:\d+)`); err != nil {
 		return nil, fmt.Errorf("mock: %w", err)
 	}
-	if f.reverse, err = f.start(exec.CommandContext(ctx, self, "-role", "reverse", "-upstream", f.mock.base), `(\S+:\d+)`); err != nil {
-		return nil, fmt.Errorf("reverse proxy: %w", err)
-	}
 	if err := f.startTenure(ctx, tenure); err != nil {
 		return nil, fmt.Errorf("tenure: %w", err)
 	}
+	return f, nil
+}
+
+func startField(ctx context.Context, tenure string) (*field, error) {
+	f, err := startPair(ctx, tenure)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.startOthers(ctx); err != nil {
+		f.stop()
+		return nil, err
+	}
+	return f, nil
+}
+
+// startOthers starts those that tenure is compared with.
+func (f *field) startOthers(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if f.reverse, err = f.start(exec.CommandContext(ctx, self, "-role", "reverse", "-upstream", f.mock.base), `(\S+:\d+)`); err != nil {
+		return fmt.Errorf("reverse proxy: %w", err)
+	}
 	if err := f.startGin(ctx, self); err != nil {
-		return nil, fmt.Errorf("gin: %w", err)
+		return fmt.Errorf("gin: %w", err)
 	}
 	if path, lookErr := exec.LookPath("nginx"); lookErr == nil {
 		if err := f.startNginx(ctx, path); err != nil {
-			return nil, fmt.Errorf("nginx: %w", err)
+			return fmt.Errorf("nginx: %w", err)
 		}
 	}
-	return f, nil
+	return nil
 }
 
 // start runs a program and reads its address from its output.
@@ -101,9 +124,14 @@ func (f *field) startTenure(ctx context.Context, binary string) (err error) {
 	if err := os.WriteFile(catalog, []byte(text), 0o600); err != nil {
 		return err
 	}
+	admin, err := freeAddress(ctx)
+	if err != nil {
+		return err
+	}
+	f.admin = "http://" + admin
 	cmd := exec.CommandContext(ctx, binary, "serve")
 	cmd.Env = append(os.Environ(), "OLLAMA_HOST="+f.mock.base, "TENURE_CATALOG="+catalog, "TENURE_LISTEN=127.0.0.1:0",
-		"TENURE_ADMIN_LISTEN=127.0.0.1:0", "TENURE_QUEUE_LIMIT=10000")
+		"TENURE_ADMIN_LISTEN="+admin, "TENURE_QUEUE_LIMIT=10000")
 	if f.tenure, err = f.start(cmd, `API\s+http://([^/]+)/v1`); err != nil {
 		return err
 	}
@@ -137,13 +165,18 @@ func (f *field) startGin(ctx context.Context, self string) error {
 	return err
 }
 
-func (f *field) startNginx(ctx context.Context, path string) error {
+// freeAddress is one that nothing listens at.
+func freeAddress(ctx context.Context) (string, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
-		return err
+		return "", err
 	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
+	return l.Addr().String(), l.Close()
+}
+
+func (f *field) startNginx(ctx context.Context, path string) error {
+	address, err := freeAddress(ctx)
+	if err != nil {
 		return err
 	}
 	conf := filepath.Join(f.dir, "nginx.conf")

@@ -6,10 +6,13 @@
 // is the hop's.
 //
 //	go run ./proxy/bench -tenure bin/tenure
+//	go run ./proxy/bench -tenure bin/tenure -soak
 //
 // Ratios decide: machines are shared and noisy. The targets take turns, request
 // by request, so that noise meets all of them alike; what is added by a hop is
-// its quantile less that of the direct way.
+// its quantile less that of the direct way. With -soak it measures what tenure
+// holds instead: memory and goroutines, at rest, with a thousand open streams
+// and over a million requests.
 package main
 
 import (
@@ -29,6 +32,9 @@ type options struct {
 	json     string
 	requests int
 	seconds  float64
+	soak     bool
+	open     int
+	total    int
 }
 
 func main() {
@@ -41,6 +47,9 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "write the figures to this file, too")
 	flag.IntVar(&o.requests, "n", 1500, "requests for each latency figure")
 	flag.Float64Var(&o.seconds, "t", 3, "seconds for each throughput figure")
+	flag.BoolVar(&o.soak, "soak", false, "measure memory and goroutines instead: at rest, with open streams, over many requests")
+	flag.IntVar(&o.open, "open", 1000, "streams that are open at once (-soak)")
+	flag.IntVar(&o.total, "total", 1_000_000, "requests of the long run (-soak)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -53,7 +62,11 @@ func main() {
 	case "gin":
 		err = serveGin(ctx, os.Stdout, answer)
 	default:
-		err = run(ctx, o, os.Stdout)
+		measure := run
+		if o.soak {
+			measure = soak
+		}
+		err = measure(ctx, o, os.Stdout)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		slog.Error("bench failed", "err", err)

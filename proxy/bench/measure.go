@@ -188,19 +188,11 @@ func footprint(_ context.Context, _ options, f *field, r *report) error {
 		if p == nil {
 			continue
 		}
-		status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "status"))
+		rss, err := rssOf(p.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		for line := range strings.Lines(string(status)) {
-			if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "VmRSS:" {
-				kib, err := strconv.Atoi(fields[1])
-				if err != nil {
-					return err
-				}
-				r.Memory = append(r.Memory, memory{Way: name, MiB: float64(kib) / 1024})
-			}
-		}
+		r.Memory = append(r.Memory, memory{Way: name, MiB: rss})
 	}
 	slices.SortFunc(r.Memory, func(a, b memory) int { return strings.Compare(a.Way, b.Way) })
 	return nil

@@ -81,20 +81,23 @@ func serveMock(ctx context.Context, w io.Writer) error {
 			return
 		}
 		w.Header().Set("Content-Type", "text/event-stream")
-		pace(r.Context(), w, func(i int) string {
+		pace(r.Context(), w, time.Millisecond, func(i int) string {
 			return `data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"` + stamp() + `"},"logprobs":null,"finish_reason":null}]}` + "\n\n"
 		})
 		_, _ = io.WriteString(w, "data: [DONE]\n\n")
 	})
 	mux.HandleFunc("POST /api/chat", func(w http.ResponseWriter, r *http.Request) {
-		stamped := wantsStamps(r)
+		temperature := temperatureOf(r)
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		line := func(text, more string) string {
 			return `{"model":"` + mockModel + `","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"` + text + `"},"done":` + more + "}\n"
 		}
-		if stamped {
-			pace(r.Context(), w, func(int) string { return line(stamp(), "false") })
-		} else {
+		switch temperature {
+		case streamTemperature:
+			pace(r.Context(), w, time.Millisecond, func(int) string { return line(stamp(), "false") })
+		case heldTemperature:
+			pace(r.Context(), w, time.Second, func(int) string { return line("a word ", "false") })
+		default:
 			_, _ = io.WriteString(w, line(answerText, "false"))
 		}
 		_, _ = io.WriteString(w, line("", `true,"done_reason":"stop","prompt_eval_count":1,"eval_count":1`))
@@ -120,12 +123,12 @@ func wantsStream(r *http.Request) bool {
 	return body.Stream
 }
 
-// wantsStamps: a streamed answer is asked for with a temperature of its own,
-// because tenure streams from Ollama always.
-func wantsStamps(r *http.Request) bool {
+// temperatureOf: how an answer is to be streamed is asked for by temperatures
+// of their own, because tenure streams from Ollama always.
+func temperatureOf(r *http.Request) float64 {
 	var body struct{ Options struct{ Temperature float64 } }
 	decode(r, &body)
-	return body.Options.Temperature == streamTemperature
+	return body.Options.Temperature
 }
 
 // decode reads the body to its end: a server that answers before makes Go's
@@ -137,12 +140,15 @@ func decode(r *http.Request, v any) {
 	}
 }
 
-const streamTemperature = 0.5
+const (
+	streamTemperature = 0.5  // chunks with stamps, as fast as models go at best
+	heldTemperature   = 0.25 // a stream that is held open: a chunk a second
+)
 
-// pace writes and flushes chunk after chunk, a millisecond apart.
-func pace(ctx context.Context, w http.ResponseWriter, chunk func(int) string) {
+// pace writes and flushes chunk after chunk.
+func pace(ctx context.Context, w http.ResponseWriter, apart time.Duration, chunk func(int) string) {
 	rc := http.NewResponseController(w)
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(apart)
 	defer tick.Stop()
 	for i := range streamChunks {
 		if _, err := io.WriteString(w, chunk(i)); err != nil {
