@@ -14,6 +14,8 @@ import (
 // Limits bound what a request may hold. A field left 0 has its default.
 type Limits struct {
 	Messages    int // 2048
+	Parts       int // 8192 content parts and tool calls in all messages
+	Metadata    int // 16 pairs, as OpenAI
 	Tools       int // 128, as OpenAI
 	Images      int // 32 in all messages
 	ImageBytes  int // 20 MiB for one image, decoded
@@ -31,6 +33,8 @@ type Limits struct {
 func (l Limits) orDefault() Limits {
 	return Limits{
 		Messages:    cmp.Or(l.Messages, 2048),
+		Parts:       cmp.Or(l.Parts, 8192),
+		Metadata:    cmp.Or(l.Metadata, 16),
 		Tools:       cmp.Or(l.Tools, 128),
 		Images:      cmp.Or(l.Images, 32),
 		ImageBytes:  cmp.Or(l.ImageBytes, 20<<20),
@@ -202,6 +206,7 @@ type decoder struct {
 	reader
 	chat     *Chat
 	images   int
+	parts    int  // of content, and tool calls
 	messages int  // before adjacent system messages became one
 	top      *int // top_logprobs
 	flat     bool // tools and parts of messages in the form of responses
@@ -360,9 +365,7 @@ func (d *decoder) message() Message {
 		case "name":
 			m.Name = d.text()
 		case "tool_calls":
-			for range d.array() {
-				m.ToolCalls = append(m.ToolCalls, d.toolCall())
-			}
+			d.toolCalls(&m)
 		case "function_call":
 			m.ToolCalls = append(m.ToolCalls, d.calledFunction())
 		case "tool_call_id":
@@ -412,6 +415,9 @@ func (d *decoder) content(m *Message) {
 	case '[':
 		var texts []string
 		for range d.array() {
+			if !d.onePart() {
+				return
+			}
 			if text, ok := d.part(m); ok {
 				texts = append(texts, text)
 			}
@@ -420,6 +426,17 @@ func (d *decoder) content(m *Message) {
 	default:
 		d.wrongType("a string or an array of parts")
 	}
+}
+
+// onePart counts a part: each takes more memory than the two bytes it may be
+// written in.
+func (d *decoder) onePart() bool {
+	if d.parts == d.lim.Parts {
+		d.tooMany("content parts and tool calls", d.lim.Parts)
+		return false
+	}
+	d.parts++
+	return true
 }
 
 // part reads one content part; ok says whether it was text.

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"runtime"
@@ -195,20 +194,42 @@ func TestNestedBracketsAreCheap(t *testing.T) {
 	}
 }
 
-// TestManyKeysAreLinear: looking for duplicates must not turn quadratic.
-func TestManyKeysAreLinear(t *testing.T) {
-	var b bytes.Buffer
-	b.WriteString(`{"model":"a",` + user + `,"x":{`)
-	for i := range 200_000 {
-		b.WriteString(`"` + strconv.Itoa(i) + `":0,`)
+// TestManyKeys: looking for duplicates must not turn quadratic, nor take memory
+// beyond a bound.
+func TestManyKeys(t *testing.T) {
+	object := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			b.WriteString(`"k` + strconv.Itoa(i) + `":0,`)
+		}
+		return "{" + strings.TrimSuffix(b.String(), ",") + "}"
 	}
-	b.WriteString(`"z":0}}`)
-	start := time.Now()
-	if _, err := DecodeChat(b.Bytes(), Limits{}); err != nil {
-		t.Fatal(err)
+	for _, body := range []string{
+		`{"model":"a",` + user + `,"x":` + object(mostNames) + `}`,
+		`{"model":"a",` + user + `,"x":[` + strings.Repeat(object(mostNames)+",", 50) + `0]}`,
+	} {
+		start := time.Now()
+		if _, err := DecodeChat([]byte(body), Limits{}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("%d bytes of keys took %v", len(body), took)
+		}
 	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("200000 keys took %v", took)
+	for _, body := range []string{
+		`{"model":"a",` + user + `,"x":` + object(1_000_000) + `}`,
+		`{"model":"a",` + user + `,` + object(1_000_000)[1:],
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := DecodeChat([]byte(body), Limits{})
+		runtime.ReadMemStats(&after)
+		if e, ok := errors.AsType[*Error](err); !ok || e.Code != codeInvalidJSON || !strings.Contains(e.Message, "4096") {
+			t.Errorf("a million keys: %v", err)
+		}
+		if used := after.TotalAlloc - before.TotalAlloc; used > 2<<20+uint64(len(body)) { // the conversion of body is ours
+			t.Errorf("refusing a million keys took %d bytes", used)
+		}
 	}
 }
 
@@ -257,6 +278,9 @@ func TestLimits(t *testing.T) {
 	}{
 		{Limits{Messages: 1}, `{"model":"a","messages":[{"role":"user","content":"a"},{"role":"user","content":"b"}]}`, "messages[1]"},
 		{Limits{Tools: 1}, with(twoTools), "tools[1]"},
+		{Limits{Parts: 1}, `{"model":"a","messages":[{"role":"user","content":["a","b"]}]}`, "messages[0].content[1]"},
+		{Limits{Parts: 1}, `{"model":"a","messages":[{"role":"user","content":["a"]},{"role":"assistant","tool_calls":[{"id":"c","function":{"name":"f","arguments":"{}"}}]}]}`, "messages[1].tool_calls[0]"},
+		{Limits{Metadata: 1}, with(`"metadata":{"a":"b","c":"d"}`), "metadata"},
 		{Limits{Images: 1}, `{"model":"a","messages":[{"role":"user","content":[` + png + `,` + png + `]}]}`, "messages[0].content[1].image_url"},
 		{Limits{ImageBytes: 9}, `{"model":"a","messages":[{"role":"user","content":[` + png + `]}]}`, "messages[0].content[0].image_url.url"},
 		{Limits{Depth: 2}, with(""), "messages[0]"},

@@ -248,9 +248,7 @@ func (d *nativeDecoder) message() Message {
 		case "images":
 			d.pictures(&m)
 		case "tool_calls":
-			for range d.array() {
-				m.ToolCalls = append(m.ToolCalls, d.toolCall())
-			}
+			d.toolCalls(&m)
 		case "tool_name":
 			m.Name = d.text()
 		case "tool_call_id":

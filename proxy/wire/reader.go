@@ -98,6 +98,10 @@ func (r *reader) member(name string) (text string) {
 func (r *reader) strings() map[string]string {
 	all := map[string]string{}
 	for key := range r.object(noKeys) {
+		if len(all) == r.lim.Metadata {
+			r.tooMany("pairs", r.lim.Metadata)
+			break
+		}
 		all[key] = r.text()
 	}
 	return all

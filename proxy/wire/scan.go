@@ -219,8 +219,7 @@ func (s *scan) object(known *keys) iter.Seq[string] {
 					s.fail(codeInvalidJSON, "A key of the request body differs from '"+s.param()+"' only by case.")
 					return
 				}
-				if !others.add(raw) {
-					s.twice("")
+				if !s.unseen(&others, raw) {
 					return
 				}
 			}
@@ -258,6 +257,22 @@ func (s *scan) array() iter.Seq[int] {
 		}
 		s.path = s.path[:top]
 	}
+}
+
+// mostNames is how many names of the client's own one object may have.
+const mostNames = 4096
+
+// unseen refuses a name that its object had already, and one too many.
+func (s *scan) unseen(seen *names, name []byte) bool {
+	if len(seen.many) == mostNames {
+		s.fail(codeInvalidJSON, "An object in the request body has more than "+strconv.Itoa(mostNames)+" keys.")
+		return false
+	}
+	if !seen.add(name) {
+		s.twice("")
+		return false
+	}
+	return true
 }
 
 func (s *scan) twice(name string) {
@@ -558,10 +573,9 @@ func (s *scan) skip() {
 		var seen names
 		for first := true; s.more(first, '}'); first = false {
 			raw := s.key()
-			if s.err == nil && !seen.add(raw) {
-				s.twice("")
+			if s.err == nil && s.unseen(&seen, raw) {
+				s.skip()
 			}
-			s.skip()
 		}
 	case c == '[':
 		if !s.open() {

@@ -6,6 +6,15 @@ import (
 	"strings"
 )
 
+func (d *decoder) toolCalls(m *Message) {
+	for range d.array() {
+		if !d.onePart() {
+			return
+		}
+		m.ToolCalls = append(m.ToolCalls, d.toolCall())
+	}
+}
+
 // toolCall reads one call of an assistant message.
 func (d *decoder) toolCall() ToolCall {
 	var call ToolCall
@@ -137,7 +146,11 @@ func (d *decoder) toolChoice() {
 					d.choice.Mode = d.toolMode()
 					continue
 				}
-				for range d.array() {
+				for i := range d.array() {
+					if i == d.lim.Tools {
+						d.tooMany("tools", d.lim.Tools)
+						return
+					}
 					for key := range d.object(toolKeys) {
 						if key == "function" {
 							names = append(names, d.named())
