@@ -13,6 +13,7 @@ import (
 	"tenure/proxy/ollama"
 	"tenure/proxy/ollama/ollamasim"
 	"tenure/residency"
+	"tenure/routing"
 )
 
 // A whole answer comes, or its failure does, before Node's fetch gives up on
@@ -20,7 +21,7 @@ import (
 // model is stopped. A stream takes the time it takes.
 func TestWholeAnswerInTime(t *testing.T) {
 	const ours, nodes = 290 * time.Second, 300 * time.Second
-	cfg := rigConfig{idle: time.Hour, proxy: Config{WholeTimeout: ours, QueueTimeout: time.Hour, TotalTimeout: time.Hour}}
+	cfg := rigConfig{idle: time.Hour, proxy: Config{WholeTimeout: ours, Timeouts: routing.Timeouts{Queue: time.Hour, Total: time.Hour}}}
 	for _, c := range []struct {
 		name  string
 		fault ollamasim.Fault
@@ -40,7 +41,7 @@ func TestWholeAnswerInTime(t *testing.T) {
 					t.Errorf("answered after %v, want %v", took, ours)
 				}
 				e := a.failure(t)
-				if e.Status != http.StatusGatewayTimeout || e.Code != "upstream_timeout" || !strings.Contains(e.Message, "stream") || a.header.Get("X-Should-Retry") != "false" {
+				if e.Status != http.StatusGatewayTimeout || e.Code != "total_timeout" || !strings.Contains(e.Message, "stream") || a.header.Get("X-Should-Retry") != "false" {
 					t.Errorf("got %+v, x-should-retry %q", e, a.header.Get("X-Should-Retry"))
 				}
 				synctest.Wait()

@@ -80,6 +80,7 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 		}
 		job := job{
 			request: request, model: model, class: x.urgency(class(x.asked.ServiceTier, &d)), decision: &d,
+			timeouts: d.Parameters.Timeouts.Or(s.cfg.Timeouts),
 			params: wire.Params{
 				Model: model.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.MaxTokens,
 				Temperature: d.Parameters.Temperature, Capabilities: facts.Capabilities,
@@ -138,6 +139,7 @@ type job struct {
 	params   wire.Params
 	decision *routing.Decision
 	work     work
+	timeouts routing.Timeouts
 	ttl      time.Duration // how long the answer may be kept
 }
 
@@ -188,8 +190,9 @@ func (s *Server) fill(j *job) cache.Fill {
 		defer lease.Release()
 		rec.Open(&admission{waited: lease.Waited, cold: lease.Cold})
 
-		ctx, cancel := withTimeout(ctx, s.cfg.TotalTimeout, errTotalTimeout)
+		ctx, cancel := withTimeout(ctx, j.timeouts.Total, errTotalTimeout)
 		defer cancel()
+		ctx = ollama.WithLimits(ctx, ollama.Limits{First: j.timeouts.FirstByte, Idle: j.timeouts.Idle})
 		meter := meter{began: time.Now()}
 		whole, err := j.work(ctx, s.ollama, rec, &meter)
 		if err != nil {
@@ -206,7 +209,7 @@ func (s *Server) fill(j *job) cache.Fill {
 
 // acquire waits for a seat, and no longer than the queue's clock allows.
 func (s *Server) acquire(ctx context.Context, j *job) (*residency.Lease, error) {
-	ctx, cancel := withTimeout(ctx, s.cfg.QueueTimeout, errQueueTimeout)
+	ctx, cancel := withTimeout(ctx, j.timeouts.Queue, errQueueTimeout)
 	defer cancel()
 	lease, err := s.residency.Acquire(ctx, j.model, j.class)
 	if errors.Is(err, errQueueTimeout) {

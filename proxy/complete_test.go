@@ -14,6 +14,7 @@ import (
 
 	"tenure/proxy/ollama/ollamasim"
 	"tenure/residency"
+	"tenure/routing"
 )
 
 func TestTasksGoToTheirModels(t *testing.T) {
@@ -378,7 +379,7 @@ func TestQueueFull(t *testing.T) {
 }
 
 func TestQueueTimeout(t *testing.T) {
-	inBubble(t, rigConfig{proxy: Config{QueueTimeout: 2 * time.Second}}, func(t *testing.T, r *rig) {
+	inBubble(t, rigConfig{proxy: Config{Timeouts: routing.Timeouts{Queue: 2 * time.Second}}}, func(t *testing.T, r *rig) {
 		e := r.chat("llama3", "hello", "").failure(t) // its load takes 5 s
 		if e.Status != http.StatusTooManyRequests || e.Code != "queue_timeout" {
 			t.Errorf("got %+v", e)

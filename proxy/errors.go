@@ -29,10 +29,15 @@ const (
 	outcomeFull      = "policy_queue_full"
 	outcomeQueued    = "policy_queue_timeout"
 	outcomeRefused   = "upstream_refused"
+	outcomeBusy      = "upstream_busy"
 	outcomeError     = "upstream_error"
 	outcomeAborted   = "upstream_aborted"
-	outcomeTimeout   = "upstream_timeout"
 	outcomeLoad      = "upstream_load_failed"
+	outcomeLoadTime  = "upstream_timeout_load"
+	outcomeFirstByte = "upstream_timeout_first_byte"
+	outcomeIdle      = "upstream_timeout_idle"
+	outcomeTotal     = "upstream_timeout_total"
+	outcomeTimeout   = "upstream_timeout_other"
 	outcomeStopping  = "proxy_stopping"
 	outcomeInternal  = "proxy_internal"
 )
@@ -120,7 +125,7 @@ func explain(err error) *Error {
 	}
 	switch {
 	case errors.Is(err, errWholeTimeout):
-		p := problem(err, outcomeTimeout, http.StatusGatewayTimeout, "upstream_timeout", 0,
+		p := problem(err, outcomeTotal, http.StatusGatewayTimeout, "total_timeout", 0,
 			"The whole answer was not there in time (TENURE_WHOLE_TIMEOUT). Ask for a stream, or for fewer tokens.")
 		p.Final = true
 		return p
@@ -133,9 +138,17 @@ func explain(err error) *Error {
 	case errors.Is(err, ollama.ErrUnreachable):
 		return problem(err, outcomeRefused, http.StatusServiceUnavailable, "upstream_unreachable", 5*time.Second,
 			"Ollama cannot be reached. Try again in a moment.")
-	case errors.Is(err, ollama.ErrStalled), errors.Is(err, errTotalTimeout), errors.Is(err, context.DeadlineExceeded):
-		return problem(err, outcomeTimeout, http.StatusGatewayTimeout, "upstream_timeout", 0,
-			"The model did not answer in time.")
+	case errors.Is(err, ollama.ErrFirstByte):
+		return problem(err, outcomeFirstByte, http.StatusGatewayTimeout, "first_byte_timeout", 0,
+			"The model did not begin its answer in time.")
+	case errors.Is(err, ollama.ErrStalled):
+		return problem(err, outcomeIdle, http.StatusGatewayTimeout, "idle_timeout", 0,
+			"The model fell silent within its answer.")
+	case errors.Is(err, errTotalTimeout):
+		return problem(err, outcomeTotal, http.StatusGatewayTimeout, "total_timeout", 0,
+			"The model did not finish its answer in time.")
+	case errors.Is(err, context.DeadlineExceeded):
+		return problem(err, outcomeTimeout, http.StatusGatewayTimeout, "upstream_timeout", 0, "Ollama did not answer in time.")
 	case errors.Is(err, ollama.ErrAborted):
 		return problem(err, outcomeAborted, http.StatusBadGateway, "upstream_aborted", 0,
 			"The model stopped before its answer was complete.")
@@ -188,6 +201,12 @@ func loadFailed(e *residency.LoadError) *Error {
 	if errors.Is(e.Err, ollama.ErrUnreachable) {
 		return explain(e.Err)
 	}
+	if errors.Is(e.Err, context.DeadlineExceeded) {
+		p := problem(e, outcomeLoadTime, http.StatusGatewayTimeout, "model_load_timeout", 0,
+			fmt.Sprintf("The model %s was not loaded in time.", e.Model))
+		p.Final = true
+		return p
+	}
 	p := problem(e, outcomeLoad, http.StatusBadGateway, "model_load_failed", 0,
 		fmt.Sprintf("The model %s could not be loaded.", e.Model))
 	p.Final = true // the next attempt is some time off
@@ -213,7 +232,7 @@ func upstream(e *ollama.StatusError) *Error {
 		p.Refusal.Param = "model"
 		return p
 	case e.Status == http.StatusServiceUnavailable:
-		return problem(e, outcomeFull, http.StatusTooManyRequests, "upstream_busy", 5*time.Second,
+		return problem(e, outcomeBusy, http.StatusTooManyRequests, "upstream_busy", 5*time.Second,
 			"Ollama's own queue is full. Try again later.")
 	}
 	return problem(e, outcomeError, http.StatusBadGateway, "upstream_error", 0, "The model failed: "+e.Message)

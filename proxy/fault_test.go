@@ -26,8 +26,8 @@ func TestFaults(t *testing.T) {
 	}{
 		{ollamasim.Refuse, first, http.StatusServiceUnavailable, "upstream_unreachable"},
 		{ollamasim.QueueFull, first, http.StatusTooManyRequests, "upstream_busy"},
-		{ollamasim.HangFirst, first, http.StatusGatewayTimeout, "upstream_timeout"},
-		{ollamasim.HangMid, mid, http.StatusGatewayTimeout, "upstream_timeout"},
+		{ollamasim.HangFirst, first, http.StatusGatewayTimeout, "first_byte_timeout"},
+		{ollamasim.HangMid, mid, http.StatusGatewayTimeout, "idle_timeout"},
 		{ollamasim.CutMid, mid, http.StatusBadGateway, "upstream_aborted"},
 		{ollamasim.ErrorLine, mid, http.StatusBadGateway, "upstream_error"},
 		{ollamasim.NoDone, mid, http.StatusBadGateway, "upstream_aborted"},

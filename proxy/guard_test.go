@@ -14,6 +14,7 @@ import (
 	"tenure/proxy/ollama"
 	"tenure/proxy/ollama/ollamasim"
 	"tenure/residency"
+	"tenure/routing"
 )
 
 // The operator's cap holds whatever a client asks for, and is no reason to
@@ -162,8 +163,8 @@ func TestStalledClientIsCut(t *testing.T) {
 
 // An answer without end is ended.
 func TestTotalTimeout(t *testing.T) {
-	inBubble(t, rigConfig{proxy: Config{TotalTimeout: 300 * time.Millisecond}}, func(t *testing.T, r *rig) {
-		if e := r.chat("mistral", "tell me everything", "").failure(t); e.Status != http.StatusGatewayTimeout || e.Code != "upstream_timeout" {
+	inBubble(t, rigConfig{proxy: Config{Timeouts: routing.Timeouts{Total: 300 * time.Millisecond}}}, func(t *testing.T, r *rig) {
+		if e := r.chat("mistral", "tell me everything", "").failure(t); e.Status != http.StatusGatewayTimeout || e.Code != "total_timeout" {
 			t.Errorf("got %+v", e)
 		}
 		r.rest()

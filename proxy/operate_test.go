@@ -16,6 +16,7 @@ import (
 
 	"tenure/proxy/ollama/ollamasim"
 	"tenure/residency"
+	"tenure/routing"
 )
 
 // adminGet reads an answer of the admin side.
@@ -457,7 +458,7 @@ func TestRecommendations(t *testing.T) {
 // The refusal of a request that waited too long tells a wait that is about
 // what the next one would have.
 func TestExpectedWaits(t *testing.T) {
-	cfg := rigConfig{proxy: Config{QueueTimeout: 20 * time.Second}, sim: ollamasim.Config{Length: 400}}
+	cfg := rigConfig{proxy: Config{Timeouts: routing.Timeouts{Queue: 20 * time.Second}}, sim: ollamasim.Config{Length: 400}}
 	inBubble(t, cfg, func(t *testing.T, r *rig) {
 		for range 3 {
 			r.chat("mistral", "hello", "", "Cache-Control", "no-store") // a service time is learnt

@@ -345,7 +345,7 @@ func TestSlotIsLost(t *testing.T) {
 		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.LeakSlot, Model: "phi3:mini", Times: 1})
 		// So slow that the watcher looks meanwhile.
 		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.SlowLoad, Model: "phi3:mini", Delay: 15 * time.Second, Times: 1})
-		if e := r.chat("phi3:mini", "hello", "").failure(t); e.Code != "upstream_timeout" {
+		if e := r.chat("phi3:mini", "hello", "").failure(t); e.Code != "idle_timeout" {
 			t.Errorf("got %+v", e)
 		}
 		if a := r.chat("phi3:mini", "hello", ""); a.status != http.StatusOK {

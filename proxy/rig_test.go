@@ -51,10 +51,14 @@ type rigConfig struct {
 	sim       ollamasim.Config
 	proxy     Config
 	residency residency.Config
-	idle      time.Duration // silence of the model that is too long; 0: 2 min
+	idle      time.Duration           // silence of the model that is too long, before its first token and after; 0: 2 min
+	dial      func(dialFunc) dialFunc // on the way to Ollama; nil: nothing is
+	catalog   *routing.Catalog        // nil: the built-in one
 	gpu       func(*ollamasim.Sim) (gpu.Reading, error)
 	ledger    string // file; "": none
 }
+
+type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // inBubble runs a test in a bubble around a rig that is up and has loaded what
 // it preloads.
@@ -75,6 +79,7 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 	if cfg.idle == 0 {
 		cfg.idle = 2 * time.Minute
 	}
+	cfg.proxy.Timeouts = cfg.proxy.Timeouts.Or(routing.Timeouts{FirstByte: cfg.idle, Idle: cfg.idle})
 	cfg.proxy.Preload = true
 	if cfg.residency.Budget == 0 {
 		cfg.residency.Budget = 20 * residency.GiB
@@ -82,7 +87,13 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 	r := &rig{t: t, sim: ollamasim.New(cfg.sim), log: &lockedBuffer{}, api: newPipeListener(), admin: newPipeListener()}
 	log := slog.New(slog.NewJSONHandler(r.log, nil))
 	dial, stopSim := r.sim.Serve()
-	client := ollama.New(&url.URL{Scheme: "http", Host: "ollama.test"}, ollama.Config{Dial: dial, Stall: cfg.idle, Log: log})
+	if cfg.dial != nil {
+		dial = cfg.dial(dial)
+	}
+	if cfg.catalog == nil {
+		cfg.catalog = routing.Builtin()
+	}
+	client := ollama.New(&url.URL{Scheme: "http", Host: "ollama.test"}, ollama.Config{Dial: dial, Load: cfg.residency.LoadTimeout, Log: log})
 	policy, err := residency.Preset("latency")
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +106,7 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 		t.Fatal(err)
 	}
 	parts := Parts{
-		Router: routing.NewRouter(routing.Builtin(), ShortName), Residency: r.scheduler, Cache: r.cache, Ollama: client, Journal: journal, Log: log,
+		Router: routing.NewRouter(cfg.catalog, ShortName), Residency: r.scheduler, Cache: r.cache, Ollama: client, Journal: journal, Log: log,
 		NoGPU: gpu.ErrUnavailable, Sizes: sizes,
 	}
 	if cfg.gpu != nil {

@@ -29,13 +29,12 @@ type Config struct {
 	Origins  []string // whose web pages may call the API; see cors
 
 	Limits       wire.Limits
-	MaxTokens    int           // most tokens of an answer, whatever the client asks for; 0: no cap
-	Loopback     bool          // only this machine reaches the API: without keys, neither does a web page
-	BodyBytes    int64         // of a request; larger ones are refused with 413
-	QueueTimeout time.Duration // longest wait for a seat
-	TotalTimeout time.Duration // longest time from seat to last token
-	WholeTimeout time.Duration // longest time from a request's arrival to an answer that is no stream
-	StallTimeout time.Duration // a client that takes nothing for this long is cut off
+	MaxTokens    int              // most tokens of an answer, whatever the client asks for; 0: no cap
+	Loopback     bool             // only this machine reaches the API: without keys, neither does a web page
+	BodyBytes    int64            // of a request; larger ones are refused with 413
+	Timeouts     routing.Timeouts // of tasks whose catalog entry has none of its own
+	WholeTimeout time.Duration    // longest time from a request's arrival to an answer that is no stream
+	StallTimeout time.Duration    // a client that takes nothing for this long is cut off
 
 	Preload     bool // load T1 models at start, too
 	AllowRemote bool // use models that Ollama would send elsewhere

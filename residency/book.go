@@ -502,7 +502,8 @@ func (b *Book) failed(i int, err error) {
 	s.failures++
 	s.RetryAt = b.view.Now.Add(b.cfg.LoadBackoff << min(s.failures-1, 5))
 	b.decide(Decision{Action: ActLoadFail, Model: s.Model.Name, Size: s.Size, Err: err.Error()})
-	if s.failures < b.cfg.LoadAttempts && !errors.Is(err, ErrPermanent) {
+	// Nobody is to wait for a second load that may take as long.
+	if s.failures < b.cfg.LoadAttempts && !errors.Is(err, ErrPermanent) && !errors.Is(err, ErrLoadTimeout) {
 		return
 	}
 	b.decide(Decision{Action: ActFail, Model: s.Model.Name, Waiting: s.Queue[Interactive].Len, WaitingB: s.Queue[Batch].Len, Err: err.Error()})

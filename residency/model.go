@@ -155,6 +155,9 @@ var (
 	ErrBusy      = errors.New("residency: model is in use")
 	ErrAbsent    = errors.New("residency: model is not resident")
 	ErrPermanent = errors.New("residency: permanent failure")
+	// ErrLoadTimeout is the cause with which a load is ended after
+	// Config.LoadTimeout. It matches context.DeadlineExceeded.
+	ErrLoadTimeout = fmt.Errorf("residency: load took too long: %w", context.DeadlineExceeded)
 )
 
 // QueueFullError refuses a request and says when to come back. It matches

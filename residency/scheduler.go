@@ -83,7 +83,7 @@ func New(cfg Config, p Policy, l Loader) *Scheduler {
 	s.timer.Stop()
 	s.start = func(move func(context.Context, Model), m Model) {
 		s.wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, cfg.LoadTimeout)
+			ctx, cancel := context.WithTimeoutCause(ctx, cfg.LoadTimeout, ErrLoadTimeout)
 			defer cancel()
 			move(ctx, m)
 		})

@@ -288,6 +288,19 @@ func TestLoadFailure(t *testing.T) {
 	})
 }
 
+// A load that took all its time is not tried again while somebody waits.
+func TestLoadTimesOut(t *testing.T) {
+	bench(t, Config{LoadTimeout: 2 * time.Second}, LRU{}, func(s *Scheduler, l *sleeper) {
+		t := l.t
+		_, deepseek, _, _ := catalog() // its load takes 3 s
+		start := time.Now()
+		_, err := s.Acquire(t.Context(), deepseek, Interactive)
+		if !errors.Is(err, ErrLoadTimeout) || time.Since(start) != 2*time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
 func TestLostModelIsLoadedAgain(t *testing.T) {
 	bench(t, Config{}, Latency(), func(s *Scheduler, l *sleeper) {
 		t := l.t

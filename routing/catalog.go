@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -48,12 +49,29 @@ type Task struct {
 	Temperature *float64 // nil: the client's, else the model's own
 	CacheTTL    time.Duration
 	KeepSampled bool // answers at a temperature above 0 are kept too
+	Timeouts    Timeouts
 	Expect      [2]time.Duration
 	PerMinute   [2]float64
 	Batch       int
 	Phrases     []string // what its users say; a trailing * admits every ending
 	Examples    []string // asks that are for this task
 	Threshold   *float64 // below this probability recruit-auto answers general; nil: the trained one
+}
+
+// Timeouts bound what a request may wait for. Zero: not said.
+type Timeouts struct {
+	Queue     time.Duration // for a seat, a load included
+	FirstByte time.Duration // from the seat to the first token
+	Idle      time.Duration // between two tokens
+	Total     time.Duration // from the seat to the last token
+}
+
+// Or fills what t does not say from another.
+func (t Timeouts) Or(other Timeouts) Timeouts {
+	return Timeouts{
+		Queue: cmp.Or(t.Queue, other.Queue), FirstByte: cmp.Or(t.FirstByte, other.FirstByte),
+		Idle: cmp.Or(t.Idle, other.Idle), Total: cmp.Or(t.Total, other.Total),
+	}
 }
 
 // Builtin returns the catalog that ships with the program.
@@ -76,18 +94,19 @@ type (
 		Load    string  `yaml:"load"`
 	}
 	taskEntry struct {
-		Model       string    `yaml:"model"`
-		Fallback    []string  `yaml:"fallback"`
-		MaxTokens   int       `yaml:"max_tokens"`
-		Temperature *float64  `yaml:"temperature"`
-		CacheTTL    string    `yaml:"cache_ttl"`
-		KeepSampled bool      `yaml:"keep_sampled"`
-		Expect      []string  `yaml:"expect"`
-		PerMinute   []float64 `yaml:"per_minute"`
-		Batch       int       `yaml:"batch"`
-		Phrases     []string  `yaml:"phrases"`
-		Examples    []string  `yaml:"examples"`
-		Threshold   *float64  `yaml:"threshold"`
+		Model       string            `yaml:"model"`
+		Fallback    []string          `yaml:"fallback"`
+		MaxTokens   int               `yaml:"max_tokens"`
+		Temperature *float64          `yaml:"temperature"`
+		CacheTTL    string            `yaml:"cache_ttl"`
+		KeepSampled bool              `yaml:"keep_sampled"`
+		Timeouts    map[string]string `yaml:"timeouts"`
+		Expect      []string          `yaml:"expect"`
+		PerMinute   []float64         `yaml:"per_minute"`
+		Batch       int               `yaml:"batch"`
+		Phrases     []string          `yaml:"phrases"`
+		Examples    []string          `yaml:"examples"`
+		Threshold   *float64          `yaml:"threshold"`
 	}
 )
 
@@ -189,7 +208,7 @@ func (p *catalogParser) model(key, value ast.Node) {
 
 func (p *catalogParser) task(key, value ast.Node) {
 	e := taskEntry{CacheTTL: "0s"}
-	if !p.entry(key, value, &e, "model", "fallback", "max_tokens", "temperature", "cache_ttl", "keep_sampled", "expect", "per_minute", "batch",
+	if !p.entry(key, value, &e, "model", "fallback", "max_tokens", "temperature", "cache_ttl", "keep_sampled", "timeouts", "expect", "per_minute", "batch",
 		"phrases", "examples", "threshold") {
 		return
 	}
@@ -213,6 +232,9 @@ func (p *catalogParser) task(key, value ast.Node) {
 	if t.Threshold != nil && !(*t.Threshold >= 0 && *t.Threshold <= 1) {
 		p.problem(at(value, "threshold"), "threshold is %g: a probability from 0 to 1 is allowed", *t.Threshold)
 	}
+	if n := at(value, "timeouts"); n != value {
+		t.Timeouts = p.timeouts(n, e.Timeouts)
+	}
 	if t.Batch < 0 {
 		p.problem(at(value, "batch"), "batch is %d: 0 or more is allowed", t.Batch)
 	}
@@ -231,6 +253,23 @@ func (p *catalogParser) task(key, value ast.Node) {
 		}
 	}
 	p.catalog.Tasks = append(p.catalog.Tasks, t)
+}
+
+func (p *catalogParser) timeouts(value ast.Node, said map[string]string) (t Timeouts) {
+	fields := map[string]*time.Duration{"queue": &t.Queue, "first_byte": &t.FirstByte, "idle": &t.Idle, "total": &t.Total}
+	for k, v := range p.mapping(value, "timeouts") {
+		field, ok := fields[plain(k)]
+		if !ok {
+			p.problem(k, "timeouts: %q is not a setting; queue, first_byte, idle, total are", k.String())
+			continue
+		}
+		d, err := time.ParseDuration(said[plain(k)])
+		if err != nil || d <= 0 {
+			p.problem(v, "%s: %q is not a duration above 0, such as 40s", plain(k), said[plain(k)])
+		}
+		*field = d
+	}
+	return t
 }
 
 // adapt readies the detector for what the operator says of the tasks.

@@ -56,6 +56,7 @@ type Parameters struct {
 	Temperature *float64 // nil: the model's own
 	CacheTTL    time.Duration
 	KeepSampled bool
+	Timeouts    Timeouts
 }
 
 // Installed is a model that the server has.
@@ -194,10 +195,14 @@ func (r *Router) forTask(asked string, d Decision) (Decision, error) {
 	if d.Candidates[0].Name != t.Model {
 		d.Cause = Missing
 	}
-	d.Parameters = Parameters{
-		MaxTokens: t.MaxTokens, Temperature: t.Temperature, CacheTTL: t.CacheTTL, KeepSampled: t.KeepSampled,
-	}
+	d.Parameters = t.parameters()
 	return d, nil
+}
+
+func (t *Task) parameters() Parameters {
+	return Parameters{
+		MaxTokens: t.MaxTokens, Temperature: t.Temperature, CacheTTL: t.CacheTTL, KeepSampled: t.KeepSampled, Timeouts: t.Timeouts,
+	}
 }
 
 // own resolves a model that was asked for by its own name.
@@ -219,9 +224,7 @@ func (r *Router) own(asked string) (Decision, error) {
 	return Decision{
 		Task: t.Name, Confidence: 1, Cause: Forced,
 		Candidates: []Candidate{{Model: m, Digest: i.Digest}},
-		Parameters: Parameters{
-			MaxTokens: t.MaxTokens, Temperature: t.Temperature, CacheTTL: t.CacheTTL, KeepSampled: t.KeepSampled,
-		},
+		Parameters: t.parameters(),
 	}, nil
 }
 

@@ -58,6 +58,29 @@ func TestBuiltinCatalog(t *testing.T) {
 	}
 }
 
+// A task's own times come with its decisions; what it does not say is left open.
+func TestTimeouts(t *testing.T) {
+	c, err := ParseCatalog([]byte(`models:
+  m: {tier: 0, memory: 1, num_ctx: 4096}
+tasks:
+  general: {model: m, max_tokens: 10, timeouts: {queue: 40s, total: 10m}}
+`), short)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewRouter(c, short)
+	for _, name := range []string{"recruit-auto", "recruit/general", "m"} {
+		d, err := r.Route(Request{Model: name})
+		if want := (Timeouts{Queue: 40 * time.Second, Total: 10 * time.Minute}); err != nil || d.Parameters.Timeouts != want {
+			t.Errorf("%s: %+v %v, want %+v", name, d.Parameters.Timeouts, err, want)
+		}
+	}
+	got := (Timeouts{Queue: time.Second}).Or(Timeouts{Queue: time.Minute, FirstByte: 2, Idle: 3, Total: 4})
+	if want := (Timeouts{Queue: time.Second, FirstByte: 2, Idle: 3, Total: 4}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
 // Every problem of a file is told at once, each with its line.
 func TestCatalogProblems(t *testing.T) {
 	const file = `models:
@@ -84,6 +107,7 @@ tasks:
     temperature: 3
     cache_ttl: soon
     expect: [1s]
+    timeouts: {queue: 0s, first_byte: soon, total: 40, connect: 1s}
 extra: {}
 workflows:
   all: [nothing]
@@ -93,7 +117,7 @@ workflows:
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		"line 25: \"extra\"", "line 3: tier is 3", "line 4: memory is -1", "line 5: num_ctx is 12", "line 8: other:",
+		"line 26: \"extra\"", "line 25: queue: \"0s\"", "line 25: first_byte: \"soon\"", "line 25: total: \"40\"", "line 25: timeouts: \"connect\"", "line 3: tier is 3", "line 4: memory is -1", "line 5: num_ctx is 12", "line 8: other:",
 		"line 14: num_ctx is 8192, more than the 4096", "line 16: slots is 0", "line 17: big: \"gpu\"",
 		"line 19: the task \"Parsing\"", "line 20: model: \"nowhere\"", "line 21: max_tokens is 0", "line 22: temperature is 3",
 		"line 23: cache_ttl: \"soon\"", "line 24: expect", "the task general is needed", "the workflow all: \"nothing\"",

@@ -162,7 +162,7 @@ func (p *program) check(ctx context.Context, cfg *config, probe bool) (*checkup,
 	if err != nil {
 		return nil, usageError{fmt.Errorf("OLLAMA_HOST: %w", err)} // checked when it was read
 	}
-	client := ollama.New(base, ollama.Config{Connect: 2 * time.Second, Load: cfg.LoadTimeout, Stall: cfg.IdleTimeout, RequireGPU: ollama.GPUFalse, Settle: settle})
+	client := ollama.New(base, ollama.Config{Connect: 2 * time.Second, Load: cfg.LoadTimeout, Limits: ollama.Limits{First: cfg.FirstByte, Idle: cfg.IdleTimeout}, RequireGPU: ollama.GPUFalse, Settle: settle})
 	defer client.Close()
 
 	r := &checkup{URL: base.Redacted()}

@@ -48,10 +48,12 @@ type config struct {
 
 	Policy       string        `env:"TENURE_POLICY" envDefault:"latency" allowed:"latency, balanced or economy" doc:"what swaps are for: the shortest waits, fewer swaps, or as few as can be"`
 	MaxWait      time.Duration `env:"TENURE_MAX_WAIT" envDefault:"40s" allowed:"a duration, 1s to 10m" doc:"an interactive request that has waited this long for its model goes first"`
-	QueueTimeout time.Duration `env:"TENURE_QUEUE_TIMEOUT" envDefault:"2m" allowed:"a duration, 1s to 1h" doc:"a request that has waited this long for a seat is refused with 429"`
+	Connect      time.Duration `env:"TENURE_CONNECT_TIMEOUT" envDefault:"5s" allowed:"a duration, 100ms to 1m" doc:"longest wait for a connection to Ollama"`
+	QueueTimeout time.Duration `env:"TENURE_QUEUE_TIMEOUT" envDefault:"2m" allowed:"a duration, 1s to 1h" doc:"a request that has waited this long for a seat, a load included, is refused with 429"`
 	QueueLimit   int           `env:"TENURE_QUEUE_LIMIT" envDefault:"256" allowed:"1 to 100000" doc:"requests that may wait for one model; more are refused with 429"`
-	LoadTimeout  time.Duration `env:"TENURE_LOAD_TIMEOUT" envDefault:"5m" allowed:"a duration, 1s to 1h" doc:"longest load of a model"`
-	IdleTimeout  time.Duration `env:"TENURE_IDLE_TIMEOUT" envDefault:"2m" allowed:"a duration, 1s to 1h" doc:"longest silence of a model while it answers, the wait for its first token included"`
+	LoadTimeout  time.Duration `env:"TENURE_LOAD_TIMEOUT" envDefault:"5m" allowed:"a duration, 1s to 1h" doc:"longest load of a model; who waits for it is told, and the next request tries again"`
+	FirstByte    time.Duration `env:"TENURE_FIRST_BYTE_TIMEOUT" envDefault:"2m" allowed:"a duration, 1s to 1h" doc:"longest wait for an answer's first token, counted from the seat"`
+	IdleTimeout  time.Duration `env:"TENURE_IDLE_TIMEOUT" envDefault:"1m" allowed:"a duration, 1s to 1h" doc:"longest silence of a model between two tokens"`
 	TotalTimeout time.Duration `env:"TENURE_TOTAL_TIMEOUT" envDefault:"15m" allowed:"a duration, 1s to 24h" doc:"longest answer, from seat to last token"`
 	WholeTimeout time.Duration `env:"TENURE_WHOLE_TIMEOUT" envDefault:"290s" allowed:"a duration, 1s to 24h" doc:"longest time from a request's arrival to an answer that is no stream: Node's fetch gives up after 300s, and its clients ask again"`
 	StallTimeout time.Duration `env:"TENURE_STALL_TIMEOUT" envDefault:"1m" allowed:"a duration, 1s to 1h" doc:"a client that reads nothing for this long is cut off"`
@@ -186,6 +188,8 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 	}
 	duration := func(field string, d, least, most time.Duration) { within(field, least <= d && d <= most) }
 	duration("MaxWait", c.MaxWait, time.Second, 10*time.Minute)
+	duration("Connect", c.Connect, 100*time.Millisecond, time.Minute)
+	duration("FirstByte", c.FirstByte, time.Second, time.Hour)
 	duration("QueueTimeout", c.QueueTimeout, time.Second, time.Hour)
 	duration("LoadTimeout", c.LoadTimeout, time.Second, time.Hour)
 	duration("IdleTimeout", c.IdleTimeout, time.Second, time.Hour)

@@ -831,8 +831,8 @@ func (r *rig) hung(t *testing.T) {
 		_, err = stream.Recv()
 	}
 	var e *openai.APIError
-	if !errors.As(err, &e) || e.Code != "upstream_timeout" || time.Since(began) > 10*time.Second {
-		t.Errorf("after %v: %v, want upstream_timeout after 2 s", time.Since(began), err)
+	if !errors.As(err, &e) || e.Code != "idle_timeout" || time.Since(began) > 10*time.Second {
+		t.Errorf("after %v: %v, want idle_timeout after 2 s", time.Since(began), err)
 	}
 	eventually(t, "the seat given back", func() bool { return r.state(t).Residency.Leases == 0 })
 	r.back.resume()

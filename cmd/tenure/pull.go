@@ -35,6 +35,10 @@ it was; so does a second pull after one that was stopped.`,
 	}
 }
 
+// pullSilence is how long a pull may show no progress: a file that has come is
+// hashed in silence.
+const pullSilence = 2 * time.Minute
+
 // pull fetches one model after the other. One that cannot be had does not keep
 // the others from being fetched.
 func (p *program) pull(ctx context.Context, cfg *config, names []string) error {
@@ -42,7 +46,7 @@ func (p *program) pull(ctx context.Context, cfg *config, names []string) error {
 	if err != nil {
 		return usageError{fmt.Errorf("OLLAMA_HOST: %w", err)} // checked when it was read
 	}
-	client := ollama.New(base, ollama.Config{Stall: cfg.IdleTimeout})
+	client := ollama.New(base, ollama.Config{Limits: ollama.Limits{First: pullSilence, Idle: pullSilence}})
 	defer client.Close()
 	if len(names) == 0 {
 		if names, err = p.missing(ctx, cfg, client); err != nil {

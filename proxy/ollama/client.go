@@ -36,7 +36,9 @@ var (
 	// ErrAborted means that an answer began, or was waited for, and ended
 	// before it was complete. It matches io.ErrUnexpectedEOF.
 	ErrAborted = fmt.Errorf("ollama: answer ended early: %w", io.ErrUnexpectedEOF)
-	// ErrStalled means that a stream stayed silent for Config.Stall.
+	// ErrFirstByte means that an answer did not begin within Limits.First.
+	ErrFirstByte = errors.New("ollama: no first byte")
+	// ErrStalled means that a stream fell silent for Limits.Idle.
 	ErrStalled = errors.New("ollama: no sign of life")
 	// ErrNoGPU means that a model was loaded into main memory although
 	// Config.RequireGPU forbids it. The model is unloaded again.
@@ -78,7 +80,7 @@ type Config struct {
 	Load    time.Duration // limit for a load; 0 means 5 min
 	Unload  time.Duration // limit for an unload; 0 means 1 min
 	Probe   time.Duration // how long a slot whose client left may take to be free again, see freed; 0 means 20 s
-	Stall   time.Duration // longest silence of a stream, the wait for its first line included; 0 means no limit
+	Limits  Limits        // of streams whose context has none of its own
 	// Settle is how long Unload waits for the driver to take memory back after
 	// a model in GPU memory has left /api/ps. Ollama itself allows 5 s; a load
 	// that starts sooner finds too little free memory and makes Ollama evict.
@@ -87,6 +89,26 @@ type Config struct {
 	RequireGPU GPU // "" means GPUAuto
 	// Warn hears of models that are resident, but not as asked.
 	Warn func(Warning)
+}
+
+// Limits bound the silence of a stream. Zero means no limit.
+type Limits struct {
+	First time.Duration // from the request to the first line
+	Idle  time.Duration // between two lines
+}
+
+type limitsKey struct{}
+
+// WithLimits returns a context whose streams have limits of their own.
+func WithLimits(ctx context.Context, l Limits) context.Context {
+	return context.WithValue(ctx, limitsKey{}, l)
+}
+
+func (c *Client) limits(ctx context.Context) Limits {
+	if l, ok := ctx.Value(limitsKey{}).(Limits); ok {
+		return l
+	}
+	return c.cfg.Limits
 }
 
 // Shortfall is what a Warning is about; also a metric label.
@@ -249,6 +271,10 @@ func refusal(resp *http.Response) error {
 func (c *Client) call(ctx context.Context, limit time.Duration, method, path string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	return c.ask(ctx, method, path, in, out)
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, in, out any) error {
 	body, err := c.open(ctx, method, path, in)
 	if err != nil {
 		return err

@@ -86,7 +86,7 @@ func TestFaults(t *testing.T) {
 		{fault: ollamasim.Fault{Kind: ollamasim.Refuse}, pieces: before, want: syscall.ECONNREFUSED},
 		{fault: ollamasim.Fault{Kind: ollamasim.QueueFull}, pieces: before, status: 503},
 		{fault: ollamasim.Fault{Kind: ollamasim.FailLoad}, pieces: before, status: 500},
-		{fault: ollamasim.Fault{Kind: ollamasim.HangFirst}, pieces: before, want: ErrStalled},
+		{fault: ollamasim.Fault{Kind: ollamasim.HangFirst}, pieces: before, want: ErrFirstByte},
 		{fault: ollamasim.Fault{Kind: ollamasim.HangMid, After: 3}, pieces: 3, want: ErrStalled},
 		{fault: ollamasim.Fault{Kind: ollamasim.CutMid, After: 3}, pieces: 3, want: ErrAborted},
 		{fault: ollamasim.Fault{Kind: ollamasim.CutMid}, pieces: before, want: io.ErrUnexpectedEOF},
@@ -100,7 +100,7 @@ func TestFaults(t *testing.T) {
 		t.Run(fmt.Sprint(tt.fault.Kind, tt.fault.After), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				tt.fault.Times = 1
-				c, s := start(t, ollamasim.Config{Faults: []ollamasim.Fault{tt.fault}}, Config{Stall: time.Minute})
+				c, s := start(t, ollamasim.Config{Faults: []ollamasim.Fault{tt.fault}}, Config{Limits: Limits{First: time.Minute, Idle: time.Minute}})
 				pieces := 0
 				chat := func() error {
 					return c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error { pieces++; return nil })
@@ -305,7 +305,7 @@ func TestInferenceFlags(t *testing.T) {
 
 func TestEmbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := start(t, ollamasim.Config{Models: []ollamasim.Model{ollamasim.Embedder()}}, Config{})
+		c, s := start(t, ollamasim.Config{Models: []ollamasim.Model{ollamasim.Embedder()}}, Config{})
 		r, err := c.Embed(t.Context(), &api.EmbedRequest{Model: "nomic-embed-text", Input: []string{"a", "b"}, Dimensions: 8})
 		if err != nil || len(r.Embeddings) != 2 || len(r.Embeddings[0]) != 8 {
 			t.Fatalf("got %+v, %v, want two vectors of 8", r, err)
@@ -314,6 +314,12 @@ func TestEmbed(t *testing.T) {
 		_, err = c.Embed(t.Context(), &api.EmbedRequest{Model: "nomic-embed-text", Input: strings.Repeat("word ", 5000)})
 		if !errors.As(err, &e) || e.Status != 400 || !strings.Contains(e.Message, "context length") {
 			t.Errorf("got %v, want a 400 about the context length", err)
+		}
+		s.Inject(ollamasim.Fault{Kind: ollamasim.HangFirst, Times: 1})
+		began := time.Now()
+		ctx := WithLimits(t.Context(), Limits{First: 7 * time.Second})
+		if _, err = c.Embed(ctx, &api.EmbedRequest{Model: "nomic-embed-text", Input: "a"}); !errors.Is(err, ErrFirstByte) || time.Since(began) != 7*time.Second {
+			t.Errorf("got %v after %v, want no first byte after 7 s", err, time.Since(began))
 		}
 	})
 }

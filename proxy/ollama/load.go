@@ -34,7 +34,7 @@ func (c *Client) Load(ctx context.Context, m residency.Model) (residency.Bytes, 
 }
 
 func (c *Client) load(ctx context.Context, m residency.Model) (residency.Bytes, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Load, fmt.Errorf("no load within %v: %w", c.cfg.Load, context.DeadlineExceeded))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Load, residency.ErrLoadTimeout)
 	defer cancel()
 	facts, err := c.Show(ctx, m.Name)
 	if err != nil {
@@ -49,7 +49,7 @@ func (c *Client) load(ctx context.Context, m residency.Model) (residency.Bytes, 
 		path = "/api/embed"
 	}
 	var ignored json.RawMessage
-	if err := c.call(ctx, c.cfg.Load, http.MethodPost, path, in, &ignored); err != nil {
+	if err := c.ask(ctx, http.MethodPost, path, in, &ignored); err != nil {
 		return 0, permanent(err)
 	}
 	r, err := c.find(ctx, m.Name, facts.Blob)

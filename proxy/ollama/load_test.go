@@ -100,7 +100,7 @@ func TestLoadFails(t *testing.T) {
 // A runner that is busy for ever cannot be unloaded.
 func TestUnloadTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := start(t, ollamasim.Config{Faults: []ollamasim.Fault{{Kind: ollamasim.HangMid, Times: 1}}}, Config{Stall: time.Hour})
+		c, _ := start(t, ollamasim.Config{Faults: []ollamasim.Fault{{Kind: ollamasim.HangMid, Times: 1}}}, Config{Limits: Limits{First: time.Hour, Idle: time.Hour}})
 		hung := make(chan error, 1)
 		go func() {
 			hung <- c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error { return nil })
@@ -110,7 +110,7 @@ func TestUnloadTimesOut(t *testing.T) {
 		if err := c.Unload(t.Context(), spec("phi3:mini", 4096)); err == nil || time.Since(began) != time.Minute {
 			t.Errorf("got %v after %v, want an error after a minute", err, time.Since(began))
 		}
-		if err := <-hung; !errors.Is(err, ErrStalled) {
+		if err := <-hung; !errors.Is(err, ErrFirstByte) {
 			t.Errorf("the chat: %v", err)
 		}
 	})

@@ -118,22 +118,21 @@ func (c *Client) Generate(ctx context.Context, req *api.GenerateRequest, each fu
 }
 
 // Embed returns one unit vector per input. Input that does not fit is a 400.
-// It lasts as long as ctx and Config.Stall allow.
+// It lasts as long as ctx and Limits.First allow: all of it comes at once.
 func (c *Client) Embed(ctx context.Context, req *api.EmbedRequest) (*api.EmbedResponse, error) {
 	r := *req
 	r.Truncate, r.KeepAlive = new(false), nil
-	limit := c.cfg.Stall
-	if limit <= 0 {
-		limit = forever
+	if limit := c.limits(ctx).First; limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, ErrFirstByte)
+		defer cancel()
 	}
 	out := new(api.EmbedResponse)
-	if err := c.call(ctx, limit, http.MethodPost, "/api/embed", &r, out); err != nil {
+	if err := c.ask(ctx, http.MethodPost, "/api/embed", &r, out); err != nil {
 		return nil, err
 	}
 	return out, nil
 }
-
-const forever = 1<<63 - 1 // as a time.Duration: 292 years
 
 // malformed is a line that is no JSON: what a cut in the middle of one leaves.
 func malformed(err error) error { return fmt.Errorf("%w: %w", ErrAborted, err) }
@@ -155,12 +154,8 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 	}()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	alive := func() {}
-	if c.cfg.Stall > 0 {
-		watch := time.AfterFunc(c.cfg.Stall, func() { cancel(ErrStalled) })
-		defer watch.Stop()
-		alive = func() { watch.Reset(c.cfg.Stall) }
-	}
+	silence := watch(c.limits(ctx), cancel)
+	defer silence.end()
 	body, err := c.open(ctx, http.MethodPost, path, in)
 	if err != nil {
 		over = ctx.Err() == nil
@@ -171,7 +166,7 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 	lines := bufio.NewScanner(body)
 	lines.Buffer(make([]byte, 0, 4<<10), maxLine)
 	for lines.Scan() {
-		alive()
+		silence.broken()
 		if len(lines.Bytes()) == 0 {
 			continue
 		}
@@ -201,4 +196,44 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 	}
 	over = true
 	return fmt.Errorf("reading %s: %w", path, ErrAborted)
+}
+
+// silence is the wait for the next line of a stream.
+type silence struct {
+	limits Limits
+	cancel context.CancelCauseFunc
+	first  *time.Timer // nil once the first line has come, or without a limit
+	idle   *time.Timer // nil before the first line, or without a limit
+}
+
+// watch cancels a stream that is silent beyond its limits.
+func watch(l Limits, cancel context.CancelCauseFunc) *silence {
+	s := &silence{limits: l, cancel: cancel}
+	if l.First > 0 {
+		s.first = time.AfterFunc(l.First, func() { cancel(ErrFirstByte) })
+	}
+	return s
+}
+
+// broken tells that a line has come.
+func (s *silence) broken() {
+	switch {
+	case s.idle != nil:
+		s.idle.Reset(s.limits.Idle)
+	case s.limits.Idle > 0:
+		s.idle = time.AfterFunc(s.limits.Idle, func() { s.cancel(ErrStalled) })
+	}
+	if s.first != nil {
+		s.first.Stop()
+		s.first = nil
+	}
+}
+
+func (s *silence) end() {
+	if s.first != nil {
+		s.first.Stop()
+	}
+	if s.idle != nil {
+		s.idle.Stop()
+	}
 }
