@@ -67,6 +67,12 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 	revived := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "tenure_model_revivals_total", Help: "Models that were loaded anew because Ollama had lost their slot.",
 	}, func() float64 { return float64(o.Revived()) })
+	for _, short := range []ollama.Shortfall{ollama.ShortContext, ollama.ShortVRAM} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "tenure_model_shortfalls_total", Help: "Loads that got less than was asked for, by of what: context, or vram when part of the model is in main memory.",
+			ConstLabels: prometheus.Labels{"short": string(short)},
+		}, func() float64 { return float64(o.Shortfalls(short)) }))
+	}
 	m.registry.MustRegister(revived, m.received, m.retries, m.reconciled, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
 		residencyCollector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

@@ -87,8 +87,6 @@ type Config struct {
 	Settle time.Duration
 
 	RequireGPU GPU // "" means GPUAuto
-	// Warn hears of models that are resident, but not as asked.
-	Warn func(Warning)
 }
 
 // Limits bound the silence of a stream. Zero means no limit.
@@ -111,7 +109,7 @@ func (c *Client) limits(ctx context.Context) Limits {
 	return c.cfg.Limits
 }
 
-// Shortfall is what a Warning is about; also a metric label.
+// Shortfall is what a model was loaded with too little of; also a metric's label.
 type Shortfall string
 
 // What can be short.
@@ -119,13 +117,6 @@ const (
 	ShortContext Shortfall = "context" // tokens: fewer than asked and trained for
 	ShortVRAM    Shortfall = "vram"    // bytes: part of the model is in main memory
 )
-
-// Warning tells that a model was loaded with less than it was to have.
-type Warning struct {
-	Model     string
-	Short     Shortfall
-	Want, Got uint64
-}
 
 // Client talks to one Ollama. It is safe for concurrent use and follows no
 // redirect and no HTTP proxy: what it is sent stays on the way to its base URL.
@@ -141,6 +132,7 @@ type Client struct {
 	revived atomic.Uint64
 	mu      sync.Mutex
 	probes  map[string]chan struct{} // by canonical name; closed when its slot is known to be free
+	short   map[Shortfall]uint64
 }
 
 var _ residency.Loader = (*Client)(nil)
@@ -149,9 +141,6 @@ var _ residency.Loader = (*Client)(nil)
 func New(base *url.URL, cfg Config) *Client {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Warn == nil {
-		cfg.Warn = func(Warning) {}
 	}
 	if cfg.RequireGPU == "" {
 		cfg.RequireGPU = GPUAuto
@@ -185,7 +174,7 @@ func New(base *url.URL, cfg Config) *Client {
 	}
 	life, end := context.WithCancel(context.Background())
 	return &Client{
-		life: life, end: end, probes: make(map[string]chan struct{}),
+		life: life, end: end, probes: make(map[string]chan struct{}), short: make(map[Shortfall]uint64),
 		base: base,
 		cfg:  cfg,
 		http: &http.Client{

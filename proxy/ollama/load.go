@@ -22,7 +22,7 @@ type move struct {
 // Load brings m into memory for good, with m.Context tokens per slot, and
 // returns the bytes it takes there. It blocks until Ollama has confirmed it in
 // /api/ps. What is missing of the context or of the model's place on the GPU
-// goes to Config.Warn. A model that is not installed, or that cannot be loaded
+// is logged and counted, see Shortfalls. A model that is not installed, or that cannot be loaded
 // as asked, is residency.ErrPermanent.
 //
 // When ctx ends, Ollama gives the load up.
@@ -67,10 +67,10 @@ func (c *Client) load(ctx context.Context, m residency.Model) (residency.Bytes, 
 		return 0, fmt.Errorf("%w: %w", residency.ErrPermanent, ErrNoGPU)
 	}
 	if want := min(m.Context, facts.Context); facts.Context > 0 && r.Context < want {
-		c.warn(Warning{Model: m.Name, Short: ShortContext, Want: uint64(want), Got: uint64(r.Context)})
+		c.warn(m.Name, ShortContext, uint64(want), uint64(r.Context))
 	}
 	if 0 < r.VRAM && r.VRAM < r.Size {
-		c.warn(Warning{Model: m.Name, Short: ShortVRAM, Want: uint64(r.Size), Got: uint64(r.VRAM)})
+		c.warn(m.Name, ShortVRAM, uint64(r.Size), uint64(r.VRAM))
 	}
 	// Size also where part of it is in main memory: it is what the model needs
 	// to be wholly on the GPU, and what it will try to take next time.
@@ -145,9 +145,19 @@ func (c *Client) find(ctx context.Context, name, blob string) (*Resident, error)
 	return nil, nil //nolint:nilnil // nothing found is an answer
 }
 
-func (c *Client) warn(w Warning) {
-	c.cfg.Log.Warn("model loaded short", "model", w.Model, "short", string(w.Short), "want", w.Want, "got", w.Got)
-	c.cfg.Warn(w)
+// warn tells that a model is resident, but not as asked.
+func (c *Client) warn(model string, short Shortfall, want, got uint64) {
+	c.cfg.Log.Warn("model loaded short", "model", model, "short", string(short), "want", want, "got", got)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.short[short]++
+}
+
+// Shortfalls counts the loads that got less than was asked for.
+func (c *Client) Shortfalls(short Shortfall) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.short[short]
 }
 
 // permanent marks what a second try would not change: Ollama understood and

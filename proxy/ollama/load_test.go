@@ -1,7 +1,11 @@
 package ollama
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -118,14 +122,17 @@ func TestUnloadTimesOut(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var got []Warning
-		c, _ := start(t, ollamasim.Config{VRAM: 4 << 30}, Config{Warn: func(w Warning) { got = append(got, w) }})
+		var log bytes.Buffer
+		c, _ := start(t, ollamasim.Config{VRAM: 4 << 30}, Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
 		size, err := c.Load(t.Context(), spec("mistral", 8192))
 		if err != nil || size != 7*residency.GiB {
 			t.Fatalf("got %v, %v, want the size it has as a whole", size, err)
 		}
-		if want := []Warning{{Model: "mistral", Short: ShortVRAM, Want: 7 << 30, Got: 4 << 30}}; !cmp.Equal(got, want) {
-			t.Errorf("warned of %+v, want %+v", got, want)
+		if vram, context := c.Shortfalls(ShortVRAM), c.Shortfalls(ShortContext); vram != 1 || context != 0 {
+			t.Errorf("%d loads short of memory and %d of context, want one", vram, context)
+		}
+		if want := fmt.Sprintf("model=mistral short=vram want=%d got=%d", 7<<30, 4<<30); !strings.Contains(log.String(), want) {
+			t.Errorf("the log has no %q: %s", want, log.String())
 		}
 	})
 }
