@@ -394,3 +394,45 @@ func TestRequestLoadsAfterARestart(t *testing.T) {
 		r.rest()
 	})
 }
+
+// Two names of one file are one model in memory: Ollama lists it under the name
+// that came first. Neither name is lost for it, and neither is foreign.
+func TestTwoNamesOfOneFile(t *testing.T) {
+	models := ollamasim.Catalog()
+	for _, m := range models {
+		if m.Name == "llama3" {
+			m.Name, m.File = "recruiter", "llama3"
+			models = append(models, m)
+			break
+		}
+	}
+	const other = `{"model":"recruiter","keep_alive":-1,"options":{"num_ctx":8192}}`
+	inBubble(t, rigConfig{sim: ollamasim.Config{Models: models}}, func(t *testing.T, r *rig) {
+		at := func(when, listed string) {
+			t.Helper()
+			time.Sleep(3 * watchEvery)
+			st := r.scheduler.State()
+			held := slices.ContainsFunc(st.Residents, func(m residency.Resident) bool { return m.Model.Name == "llama3" && m.Phase == residency.Ready })
+			if !held || len(st.Foreign) != 0 || !slices.Contains(r.sim.Loaded(), listed) || len(r.findings()) != 0 {
+				t.Errorf("%s: the book has llama3: %v, foreign %v, reconciled %v; Ollama has %v", when, held, st.Foreign, r.findings(), r.sim.Loaded())
+			}
+		}
+		r.chat("llama3", "hello", "")
+		r.behind("/api/generate", other)
+		at("the other name is asked for past tenure", "llama3:latest")
+
+		// And the other way round: the file is there under the other name first.
+		for _, name := range []string{"llama3", "mistral"} {
+			time.Sleep(watchEvery) // nothing moves
+			if status, done := r.preload(`{"` + name + `":false}`); status != http.StatusOK {
+				t.Fatalf("not unloaded: %+v", done)
+			}
+		}
+		r.behind("/api/generate", other)
+		if a := r.chat("llama3", "hello again", ""); a.status != http.StatusOK {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		at("the file was there under the other name", "recruiter:latest")
+		r.rest()
+	})
+}

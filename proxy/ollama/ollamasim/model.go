@@ -1,6 +1,7 @@
 package ollamasim
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 // Model is a model on the simulated disk.
 type Model struct {
 	Name         string
+	File         string // of its weights; several names may share one. "": its own
 	Family       string // also the architecture
 	Parameters   string
 	Quantization string
@@ -84,6 +86,8 @@ func (m *Model) kvPerToken() uint64 { return uint64(2 * 2 * m.Blocks * m.KVHeads
 
 func (m *Model) can(c model.Capability) bool { return slices.Contains(m.Capabilities, c) }
 
+func (m *Model) file() string { return cmp.Or(m.File, m.Name) }
+
 func (m *Model) digest() string {
 	sum := sha256.Sum256([]byte("manifest of " + m.Name))
 	return hex.EncodeToString(sum[:])
@@ -100,7 +104,7 @@ func (m *Model) details() api.ModelDetails {
 func modified() time.Time { return time.Date(2026, time.January, 5, 9, 0, 0, 0, time.UTC) }
 
 func (m *Model) show() api.ShowResponse {
-	blob := sha256.Sum256([]byte("weights of " + m.Name))
+	blob := sha256.Sum256([]byte("weights of " + m.file()))
 	template := "{{ .Prompt }}"
 	if m.can(model.CapabilityTools) {
 		template = "{{ .Tools }}{{ .Prompt }}"

@@ -208,7 +208,7 @@ func (s *Sim) serve(w http.ResponseWriter, r *http.Request, j job, verb string) 
 	}
 	if j.empty && j.keep != nil && j.keep.Duration == 0 {
 		s.mu.Lock()
-		if r := s.loaded[m]; r != nil {
+		if r := s.loaded[m.file()]; r != nil {
 			s.expireLocked(r)
 		}
 		s.unwedgeLocked(m)

@@ -72,9 +72,9 @@ type Sim struct {
 	routes http.Handler
 
 	mu     sync.Mutex
-	loaded map[*Model]*runner
-	read   map[*Model]bool // loaded before: its file is in the page cache
-	taken  uint64          // see Take
+	loaded map[string]*runner // by the file of the weights, whatever the name
+	read   map[*Model]bool    // loaded before: its file is in the page cache
+	taken  uint64             // see Take
 
 	fetched map[*Model]int64 // bytes that were pulled of models that are not on the disk yet
 	queued  int              // requests that wait for the loader
@@ -107,7 +107,7 @@ func New(cfg Config) *Sim {
 		cfg:    cfg,
 		models: make(map[string]*Model),
 		loader: make(chan struct{}, 1),
-		loaded: make(map[*Model]*runner),
+		loaded: make(map[string]*runner),
 		read:   make(map[*Model]bool),
 		faults: slices.Clone(cfg.Faults),
 		dead:   make(chan struct{}),
@@ -147,8 +147,8 @@ func (s *Sim) Loaded() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names []string
-	for m := range s.loaded {
-		names = append(names, canonical(m.Name))
+	for _, r := range s.loaded {
+		names = append(names, canonical(r.model.Name))
 	}
 	slices.Sort(names)
 	return names
@@ -272,7 +272,7 @@ func (s *Sim) acquire(ctx context.Context, v visit) (*runner, error) {
 
 // usableLocked takes a reference on v's model when it is there as asked.
 func (s *Sim) usableLocked(v visit) *runner {
-	r := s.loaded[v.model]
+	r := s.loaded[v.model.file()]
 	if r == nil || r.stopping || r.asked != v.numCtx {
 		return nil
 	}
@@ -294,7 +294,7 @@ func (s *Sim) retainLocked(r *runner, v visit) {
 // It is Ollama's choice: shortest keep_alive first, then by name, an idle one
 // if there is any. Neither use nor size count.
 func (s *Sim) victimLocked(v visit) *runner {
-	if r := s.loaded[v.model]; r != nil {
+	if r := s.loaded[v.model.file()]; r != nil {
 		return r
 	}
 	if len(s.loaded) == 0 || len(s.loaded) < s.cfg.MaxLoaded && (s.cfg.NoGPU || s.size(v) <= s.freeLocked()) {
@@ -362,7 +362,7 @@ func (s *Sim) load(ctx context.Context, dead <-chan struct{}, v visit) (*runner,
 	}
 	s.retainLocked(r, v)
 	r.expires = time.Now().Add(r.keep)
-	s.loaded[v.model] = r
+	s.loaded[v.model.file()] = r
 	s.read[v.model] = true
 	s.counts.Loads++
 	s.cfg.Moved(Move{Load, canonical(r.model.Name)})
@@ -374,7 +374,7 @@ func (s *Sim) release(r *runner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.refs--
-	if r.refs > 0 || s.loaded[r.model] != r {
+	if r.refs > 0 || s.loaded[r.model.file()] != r {
 		return
 	}
 	r.expires = time.Now().Add(r.keep)
@@ -394,7 +394,7 @@ func (s *Sim) release(r *runner) {
 
 // expireLocked unloads r, once it is idle.
 func (s *Sim) expireLocked(r *runner) {
-	if s.loaded[r.model] != r || r.stopping {
+	if s.loaded[r.model.file()] != r || r.stopping {
 		return
 	}
 	r.keep, r.expires = 0, time.Now()
@@ -408,8 +408,8 @@ func (s *Sim) expireLocked(r *runner) {
 	r.timer = time.AfterFunc(s.scaled(unloading), func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.loaded[r.model] == r {
-			delete(s.loaded, r.model)
+		if s.loaded[r.model.file()] == r {
+			delete(s.loaded, r.model.file())
 			s.counts.Unloads++
 			s.cfg.Moved(Move{Unload, canonical(r.model.Name)})
 			r.leave()

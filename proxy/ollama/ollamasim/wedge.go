@@ -63,8 +63,8 @@ func (s *Sim) diesNow(v visit) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.loaded[v.model]; r != nil {
-		delete(s.loaded, v.model)
+	if r := s.loaded[v.model.file()]; r != nil {
+		delete(s.loaded, v.model.file())
 		r.leave()
 	}
 	return true
@@ -75,8 +75,8 @@ func (s *Sim) diesNow(v visit) bool {
 func (s *Sim) Spill(name string, bytes uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for m, r := range s.loaded {
-		if canonical(m.Name) == canonical(name) {
+	for _, r := range s.loaded {
+		if canonical(r.model.Name) == canonical(name) {
 			r.vram -= min(bytes, r.vram)
 		}
 	}
