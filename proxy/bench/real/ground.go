@@ -129,7 +129,7 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 		}
 	}()
 	at.ollama, err = ollamatest.Start(ctx, g.root, ollamatest.Config{
-		Log: name + "-ollama.log", Env: []string{"OLLAMA_MAX_LOADED_MODELS=" + strconv.Itoa(s.seats)},
+		Log: name + "-ollama.log", Env: []string{"OLLAMA_MAX_LOADED_MODELS=" + strconv.Itoa(s.seats)}, CPUs: g.cpus,
 	})
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ type options struct {
 	tenure string
 	only   string
 	logs   string
+	cpus   string
 	short  bool
 	rounds int
 	seed   uint64
@@ -38,6 +39,7 @@ func main() {
 	flag.StringVar(&o.tenure, "tenure", "bin/tenure", "the binary to measure")
 	flag.StringVar(&o.only, "only", "", "scenarios to play, by name, separated by commas; all without it")
 	flag.StringVar(&o.logs, "logs", "", "keep the logs of Ollama and tenure in this folder")
+	flag.StringVar(&o.cpus, "cpus", "0", "cores that Ollama may use (taskset): one, so that its models share it as they would share a GPU; empty: all")
 	flag.BoolVar(&o.short, "short", false, "one round of a quarter of the requests, to see that it runs")
 	flag.IntVar(&o.rounds, "rounds", 3, "times that each way plays a scenario, in turns; medians are shown")
 	flag.Uint64Var(&o.seed, "seed", 11, "of the requests; equal for both ways")

@@ -196,8 +196,11 @@ func (k *soaker) end(r *reply, err error, gone bool, want string) {
 	defer k.mu.Unlock()
 	k.ends[how]++
 	server := r.status >= http.StatusInternalServerError || r.status == http.StatusOK && r.code != ""
-	if r.code == "queue_timeout" {
+	switch r.code {
+	case "queue_timeout":
 		server = !r.flex // nobody waits so long for an interactive answer; batch work may
+	case "context_length_exceeded":
+		server = false // also within a stream: who waits for long is sent the headers before it is known
 	}
 	if server && !k.disturbed && time.Since(k.last) > recovery {
 		k.late++

@@ -24,11 +24,15 @@ import (
 type Config struct {
 	Log string   // file for its log, appended to
 	Env []string // settings beside and above those that tenure asks for
+	// CPUs are the cores that the server and its runners may use, as taskset
+	// names them; "" means all.
+	CPUs string
 }
 
 // Server is a running Ollama. Its methods are not for concurrent use.
 type Server struct {
 	bin  string
+	cpus string
 	addr string
 	log  string
 	env  []string
@@ -60,7 +64,7 @@ func start(ctx context.Context, root string, cfg Config, models string) (*Server
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
-	s := &Server{bin: bin, addr: addr, log: cfg.Log, env: append([]string{
+	s := &Server{bin: bin, cpus: cfg.CPUs, addr: addr, log: cfg.Log, env: append([]string{
 		"PATH=" + os.Getenv("PATH"),
 		"HOME=" + filepath.Join(cache(root), "home"), // it keeps a key there
 		"OLLAMA_HOST=" + addr,
@@ -86,6 +90,9 @@ func (s *Server) Restart(ctx context.Context) error {
 	}
 	defer log.Close()                    // the process has its own
 	s.cmd = exec.Command(s.bin, "serve") // it outlives ctx, which only bounds the start
+	if s.cpus != "" {
+		s.cmd = exec.Command("taskset", "-c", s.cpus, s.bin, "serve")
+	}
 	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env, log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its runners join the group
 	if err := s.cmd.Start(); err != nil {
