@@ -651,7 +651,7 @@ func (b *Book) arrived(i int, c Class) {
 	s.rate[c] = s.Rate(b.view.Now, c) + 1.0/rateTau
 	s.rateAt[c] = b.view.Now
 	if !s.idleAt.IsZero() && s.Leases == 0 && s.Queued() == 1 {
-		learn(&s.Gap, min(b.view.Now.Sub(s.idleAt), gapMost), gapMemory)
+		learn(&s.Gap, min(b.view.Now.Sub(s.idleAt), gapLoads*s.LoadTime), gapMemory)
 		s.idleAt = time.Time{}
 	}
 	if s.foreseen {
@@ -672,7 +672,7 @@ const (
 	loadMemory    = 0.3
 	gapMemory     = 0.5
 
-	gapMost = 15 * time.Second // a longer gap is no conversation, however much longer: the next one counts anew
+	gapLoads = 3 // a gap of more loads is no conversation, however much longer: the next one counts anew
 )
 
 // learn moves a mean towards a measurement; the first one replaces nothing

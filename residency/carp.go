@@ -16,11 +16,12 @@ import (
 // A zero field is a zero, not a default: start from Latency, Balanced or
 // Economy.
 type CARP struct {
-	Theta     float64 // share of the price asked while all victims are idle
-	ThetaBusy float64 // and while one has work
-	Eta       float64 // seconds of load charged for every other waiting request
-	Kappa     float64 // request-seconds that any swap costs on top
-	Patient   bool    // an idle GPU is no reason to swap at once
+	Theta       float64 // share of the price asked while all victims are idle
+	ThetaPaused float64 // while one's next request is likely at once
+	ThetaBusy   float64 // and while one has work
+	Eta         float64 // seconds of load charged for every other waiting request
+	Kappa       float64 // request-seconds that any swap costs on top
+	Patient     bool    // an idle GPU is no reason to swap at once
 
 	BatchMaxWait time.Duration // a model with batch work makes progress within this
 	BatchWeight  float64       // of a batch request against an interactive one
@@ -38,7 +39,7 @@ type CARP struct {
 // Latency is CARP for the shortest wait.
 func Latency() CARP {
 	return CARP{
-		Theta: .5, ThetaBusy: 2, Eta: 1, BatchMaxWait: 15 * time.Minute, BatchWeight: .02, BatchCap: 1,
+		Theta: .5, ThetaPaused: .6, ThetaBusy: 2, Eta: 1, BatchMaxWait: 15 * time.Minute, BatchWeight: .02, BatchCap: 1,
 		Quantum: 20 * time.Second, LingerMax: 5 * time.Second, Beta: .25,
 	}
 }
@@ -212,7 +213,7 @@ func (p CARP) victims(v *View, x int, interactive bool) (set []int, cost float64
 	const most = 12 // 2^12 subsets; more residents than that do not share one GPU
 	var who [most]int
 	var harm [most]float64
-	var busy uint
+	var busy, paused uint
 	n := 0
 	if v.fits(x, 0, 0) {
 		return nil, 0, true
@@ -220,8 +221,11 @@ func (p CARP) victims(v *View, x int, interactive bool) (set []int, cost float64
 	for i := range v.Seats {
 		if n < most && v.evictable(i) && !p.protected(v, i, interactive) {
 			who[n], harm[n] = i, p.harm(v, x, i)
-			if !v.Seats[i].Idle() {
+			switch s := &v.Seats[i]; {
+			case !s.Idle():
 				busy |= 1 << n
+			case v.Now.Before(p.pausing(s)):
+				paused |= 1 << n
 			}
 			n++
 		}
@@ -238,9 +242,12 @@ func (p CARP) victims(v *View, x int, interactive bool) (set []int, cost float64
 		if !v.fits(x, freed, bits.OnesCount(mask)) {
 			continue
 		}
-		if mask&busy != 0 {
+		switch {
+		case mask&busy != 0:
 			sum *= p.ThetaBusy
-		} else {
+		case mask&paused != 0:
+			sum *= p.ThetaPaused
+		default:
 			sum *= p.Theta
 		}
 		if best == 0 || sum < cost || (sum == cost && preferred(v, who[:n], mask, best)) {
@@ -357,15 +364,20 @@ func (p CARP) rent(v *View, x int) float64 {
 // takes to come, but not longer than a load.
 func (p CARP) lingers(v *View, victims []int) (until time.Time) {
 	for _, y := range victims {
-		s := &v.Seats[y]
-		if !p.hot(s) {
-			continue
-		}
-		if at := s.LastUsed.Add(min(s.Gap+s.Gap/2+50*time.Millisecond, s.LoadTime, p.LingerMax)); at.After(until) {
+		if at := p.pausing(&v.Seats[y]); at.After(until) {
 			until = at
 		}
 	}
 	return until
+}
+
+// pausing is the time before which the next request of a hot model is likely,
+// and zero for others.
+func (p CARP) pausing(s *Seat) time.Time {
+	if !p.hot(s) {
+		return time.Time{}
+	}
+	return s.LastUsed.Add(min(s.Gap+s.Gap/2+50*time.Millisecond, s.LoadTime, p.LingerMax))
 }
 
 // hot reports whether a model falls idle only for less than a load would take.

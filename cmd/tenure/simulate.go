@@ -39,6 +39,7 @@ Workloads:
                with --rho, interactive requests beside them
   starvation   two models kept busy for an hour, a third asked for now and then
   alternating  two clients in turn, with room for one of their models
+  loyal        a client for each of the four models, asking again at once
 
 Waits are from arrival to the start of service, of interactive requests where
 there are any. "of bound" is the makespan over one that no schedule can beat.`,
@@ -82,11 +83,11 @@ there are any. "of bound" is the makespan over one that no schedule can beat.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&s.Workload, "workload", "poisson", "poisson, gamma, pipeline, batch, starvation or alternating")
+	f.StringVar(&s.Workload, "workload", "poisson", "poisson, gamma, pipeline, batch, starvation, alternating or loyal")
 	f.StringVar(&s.Mix, "mix", "pipeline", "shares of the tasks: pipeline (a fifth each) or t1 (mostly parsing and bias detection)")
 	f.Float64Var(&s.Rho, "rho", 0, "load of the GPU by independent requests, 1 is all it can do (default 0.7, beside a batch 0)")
 	f.Float64Var(&s.CV, "cv", 4, "coefficient of variation of the gaps, for gamma")
-	f.IntVar(&s.Requests, "requests", 0, "how many (default 6000; batch 1000, pipeline 320, alternating 40)")
+	f.IntVar(&s.Requests, "requests", 0, "how many (default 6000; batch 1000, pipeline 320, loyal 560, alternating 40)")
 	f.IntVar(&s.Clients, "clients", 1, "clients of a pipeline")
 	f.IntVar(&s.Window, "window", 64, "lines a batch client keeps open")
 	f.IntVar(&s.Slots, "slots", 2, "requests in flight on a model")

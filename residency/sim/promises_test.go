@@ -20,6 +20,7 @@ func mean(t *testing.T, s Setup, policy string, seeds int) Result {
 			t.Fatal(err)
 		}
 		m.MeanWait += r.MeanWait / n
+		m.P95Wait += r.P95Wait / n
 		m.P99Wait += r.P99Wait / n
 		m.MeanResponse += r.MeanResponse / n
 		m.LowerBound += r.LowerBound / n
@@ -92,6 +93,17 @@ func TestAlternatingClientsShare(t *testing.T) {
 		if r := mean(t, Setup{Workload: "alternating"}, peer, 2); r.Loads != 40 {
 			t.Errorf("%s: %d loads for 40 requests", peer, r.Loads)
 		}
+	}
+}
+
+// Four clients, each with its own model, on three seats: fewer swaps than under
+// Ollama's scheduler, and nobody waits longer for it.
+func TestLoyalClientsShare(t *testing.T) {
+	s := Setup{Workload: "loyal"}
+	carp, peer := mean(t, s, "carp", 10), mean(t, s, "ollama", 10)
+	if carp.Loads >= peer.Loads || carp.P95Wait > 1.03*peer.P95Wait || carp.MeanWait >= peer.MeanWait || carp.MeanResponse >= peer.MeanResponse {
+		t.Errorf("%d loads, waits %.2f s in the mean and %.2f s p95, response %.2f s; under Ollama %d, %.2f s, %.2f s, %.2f s", carp.Loads, carp.MeanWait, carp.P95Wait,
+			carp.MeanResponse, peer.Loads, peer.MeanWait, peer.P95Wait, peer.MeanResponse)
 	}
 }
 

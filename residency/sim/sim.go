@@ -12,7 +12,7 @@ import (
 
 // Setup describes a run. Its zero fields take Defaults.
 type Setup struct {
-	Workload string // poisson, gamma, pipeline, batch, starvation or alternating
+	Workload string // poisson, gamma, pipeline, batch, starvation, alternating or loyal
 	Mix      string // pipeline: a fifth of each task; t1: mostly parsing and bias detection
 	Rho      float64
 	CV       float64 // of the gaps between arrivals, for gamma
@@ -71,6 +71,8 @@ func (s Setup) WithDefaults() Setup {
 		def(&s.Requests, 1000)
 	case "pipeline":
 		def(&s.Requests, 320)
+	case "loyal":
+		def(&s.Requests, 560)
 	}
 	def(&s.Requests, 6000)
 	def(&s.Clients, 1)
@@ -107,8 +109,8 @@ func (s Setup) Check() error {
 		return errors.New("requests, clients and window: want 1 or more")
 	case s.Slots < 1 || s.Slots > 64:
 		return fmt.Errorf("slots %d: want 1 to 64", s.Slots)
-	case !slices.Contains([]string{"poisson", "gamma", "pipeline", "batch", "starvation", "alternating"}, s.Workload):
-		return fmt.Errorf("workload %q: want poisson, gamma, pipeline, batch, starvation or alternating", s.Workload)
+	case !slices.Contains([]string{"poisson", "gamma", "pipeline", "batch", "starvation", "alternating", "loyal"}, s.Workload):
+		return fmt.Errorf("workload %q: want poisson, gamma, pipeline, batch, starvation, alternating or loyal", s.Workload)
 	case s.MaxWait <= 0:
 		return fmt.Errorf("t-max %v: want more than 0", s.MaxWait)
 	}

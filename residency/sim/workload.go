@@ -148,6 +148,8 @@ func (s Setup) workload() (*source, error) {
 		s.starvation(rng, src)
 	case "alternating":
 		s.alternating(rng, src)
+	case "loyal":
+		s.loyal(rng, src)
 	}
 	return src, nil
 }
@@ -338,6 +340,23 @@ func (s Setup) alternating(rng *rand.Rand, src *source) {
 	}
 	ask(settle, 0, src.push)
 	ask(settle, 1, src.push)
+	think := 200 * time.Millisecond
+	src.follow = func(now time.Duration, r request, push func(request)) { ask(now+think, r.client, push) }
+}
+
+// loyal is a client for each of the four models, asking it again as soon as it
+// has been answered.
+func (s Setup) loyal(rng *rand.Rand, src *source) {
+	sent := 0
+	ask := func(now time.Duration, client int, push func(request)) {
+		if sent < s.Requests {
+			push(request{id: sent, at: now, model: client, work: time.Duration((1 + rng.Float64()) * 1e9), client: client})
+			sent++
+		}
+	}
+	for c := range 4 {
+		ask(settle, c, src.push)
+	}
 	think := 200 * time.Millisecond
 	src.follow = func(now time.Duration, r request, push func(request)) { ask(now+think, r.client, push) }
 }
