@@ -122,11 +122,11 @@ func scenarios(short bool) []scenario {
 		},
 		{
 			name: "S2", what: "three seats; the five tasks at random, Poisson arrivals, 2.5 a second", seats: 3, models: everyModel(), start: kept(),
-			run: poisson(size(120), 2.5), judge: fewerLoadsSameP95,
+			run: poisson(size(80), 2.5), judge: fewerLoadsSameP95,
 		},
 		{
 			name: "S3", what: "three seats hogged by two clients each; one request for the fourth model after 2 s", seats: 3, models: everyModel(), start: kept(),
-			run: hog(size(60)), judge: judgeHog,
+			run: hog(size(20)), judge: judgeHog,
 		},
 		{
 			name: "S4", what: "three seats; 60 requests at once for the absent model", seats: 3, models: everyModel(), start: kept(),
@@ -135,15 +135,15 @@ func scenarios(short bool) []scenario {
 			},
 		},
 	}
-	for _, c := range []struct{ clients, candidates int }{{1, 12}, {4, 24}, {8, 32}} {
+	for _, c := range []struct{ clients, candidates int }{{1, 8}, {4, 16}, {8, 24}} {
 		list = append(list, scenario{
 			name: fmt.Sprintf("pipeline-%d", c.clients), what: fmt.Sprintf("three seats; so many clients run the five steps of the pipeline, for %d candidates", size(c.candidates)),
-			seats: 3, workflow: true, models: everyModel(), start: kept(), run: pipeline(c.clients, size(c.candidates)), judge: asFast,
+			seats: 3, workflow: c.clients == 1, models: everyModel(), start: kept(), run: pipeline(c.clients, size(c.candidates)), judge: asFast,
 		})
 	}
 	return append(list, scenario{
 		name: "four-seats", what: "everything fits; four clients, each with its own model", seats: 4, models: everyModel(), start: everyModel(),
-		run: loyal(size(160), 0, everyModel()...), judge: func(plain, ours *summary) []verdict {
+		run: loyal(size(120), 0, everyModel()...), judge: func(plain, ours *summary) []verdict {
 			return append(asFast(plain, ours), atMost("loads and unloads", ours.loads+ours.unloads, 0), slower("mean answer", plain.mean, ours.mean))
 		},
 	})
