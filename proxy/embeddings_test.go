@@ -197,7 +197,7 @@ func TestEmbeddingsSharedAndLeft(t *testing.T) {
 		}
 		if e := r.embed(embedder, `"hangs again"`, ""); e.status == http.StatusOK {
 			t.Error("the fault is gone")
-		} else if f := e.failure(t); f.Code != "upstream_timeout" {
+		} else if f := e.failure(t); f.Code != "first_byte_timeout" {
 			t.Errorf("got %+v", f)
 		}
 	})
