@@ -27,7 +27,8 @@ import (
 const (
 	straight = "Ollama"
 	through  = "tenure"
-	told     = "tenure, told" // which workflow it is (Tenure-Workflow)
+	told     = "tenure, told"  // which workflow it is (Tenure-Workflow)
+	equal    = "tenure, no T0" // every model may leave, as under Ollama
 )
 
 // Models of the catalog by their names.
@@ -139,7 +140,7 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 	if way == straight {
 		return at, nil
 	}
-	catalog, err := g.catalog(s.flat)
+	catalog, err := g.catalog(s.flat || way == equal)
 	if err != nil {
 		return nil, err
 	}
