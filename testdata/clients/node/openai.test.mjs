@@ -144,7 +144,7 @@ test("openai: errors", async () => {
   await check(chat({ messages: ask(tooLong) }), OpenAI.BadRequestError, 400, "context_length_exceeded");
   await check(chat({ model: "no-such-model" }), OpenAI.NotFoundError, 404, "model_not_found");
   await check(client.models.retrieve("no/such-model"), OpenAI.NotFoundError, 404, "model_not_found");
-  await check(client.responses.create({ model: "phi3:mini", input: "x" }), OpenAI.NotFoundError, 404, "unknown_url");
+  await check(client.moderations.create({ input: "x" }), OpenAI.NotFoundError, 404, "unknown_url");
   await check(chat({ messages: ask("x".repeat(2 << 20)) }), OpenAI.APIError, 413, "request_too_large");
   await check(client.withOptions({ apiKey: "not-the-key" }).models.list(), OpenAI.AuthenticationError, 401, "invalid_api_key");
 });
