@@ -30,6 +30,8 @@ func (s *Server) native(g *gin.Engine) {
 	g.POST("/api/show", s.serve("ollama", s.nativeShow))
 	g.POST("/api/chat", s.serve("ollama_chat", s.complete(nativeChat(wire.DecodeNativeChat))))
 	g.POST("/api/generate", s.serve("ollama_generate", s.complete(nativeChat(wire.DecodeNativeGenerate))))
+	g.POST("/api/embed", s.serve("ollama_embed", s.complete(nativeEmbed(wire.DecodeNativeEmbed))))
+	g.POST("/api/embeddings", s.serve("ollama_embed", s.complete(nativeEmbed(wire.DecodeNativeEmbeddings))))
 	for _, path := range []string{"/api/create", "/api/pull", "/api/push", "/api/copy"} {
 		g.POST(path, s.serve("ollama", s.nativeReadOnly))
 	}
@@ -78,6 +80,26 @@ func (c nativeConversation) work(p wire.Params) (work, error) {
 		return false, nil
 	}, nil
 }
+
+// nativeEmbed shares its recordings with embeddings.
+func nativeEmbed(decode func([]byte, wire.Limits) (*wire.NativeEmbeddings, error)) endpoint {
+	return endpoint{name: embeddings().name, decode: func(body []byte, lim wire.Limits) (ask, error) {
+		n, err := decode(body, lim)
+		if err != nil {
+			return nil, err
+		}
+		return nativeVectors{vectors{n.Embeddings}, n}, nil
+	}}
+}
+
+// nativeVectors are vectors, but for how they are told.
+type nativeVectors struct {
+	vectors
+	native *wire.NativeEmbeddings
+}
+
+func (v nativeVectors) Head() wire.Head                       { return v.native.Head() }
+func (v nativeVectors) Encoder(stamp wire.Stamp) wire.Encoder { return v.native.Encoder(stamp) }
 
 func (s *Server) nativeReadOnly(*exchange) error {
 	return problem(nil, outcomeCaller, http.StatusForbidden, "read_only", 0,

@@ -100,6 +100,38 @@ func TestNativeLoads(t *testing.T) {
 	})
 }
 
+// Vectors are those of /v1/embeddings, and one cache keeps them.
+func TestNativeEmbeds(t *testing.T) {
+	inBubble(t, withEmbedder(), func(t *testing.T, r *rig) {
+		want := r.embed(embedder, `["a nurse","a cook"]`, "").vectors(t)
+		got, err := r.native().Embed(t.Context(), &api.EmbedRequest{Model: embedder, Input: []string{"a nurse", "a cook"}})
+		if err != nil || !slices.EqualFunc(got.Embeddings, want, slices.Equal) || got.Model != embedder || got.PromptEvalCount != 4 {
+			t.Errorf("%v: %+v, want %v", err, got, want)
+		}
+		a := r.do(http.MethodPost, "http://api/api/embed", `{"model":"`+embedder+`","input":["a nurse","a cook"],"truncate":true,"keep_alive":0,"options":{"num_ctx":1}}`)
+		if a.header.Get("Tenure-Cache") != "hit" || a.header.Get("Tenure-Ignored") != "truncate, keep_alive, options" {
+			t.Errorf("%v", a.header)
+		}
+		old, err := r.native().Embeddings(t.Context(), &api.EmbeddingRequest{Model: embedder, Prompt: "a cook"})
+		if err != nil || len(old.Embedding) != len(want[1]) || float32(old.Embedding[0]) != want[1][0] {
+			t.Errorf("%v: %+v, want %v", err, old, want[1])
+		}
+		for _, c := range []struct{ path, body, says string }{
+			{"embed", `{"model":"mistral","input":"x"}`, "makes no embeddings"},
+			{"embed", `{"model":"` + embedder + `"}`, "'input'"},
+			{"embed", `{"model":"` + embedder + `","input":""}`, "input"},
+			{"embeddings", `{"model":"` + embedder + `","prompt":""}`, "'prompt'"},
+			{"embeddings", `{"model":"` + embedder + `","prompt":"` + strings.Repeat("word ", 9000) + `"}`, "'prompt'"},
+		} {
+			a := r.do(http.MethodPost, "http://api/api/"+c.path, c.body)
+			if a.status != http.StatusBadRequest || !strings.HasPrefix(a.body, `{"error":"`) || !strings.Contains(a.body, c.says) {
+				t.Errorf("%.60s: %d %s", c.body, a.status, a.body)
+			}
+		}
+		r.rest()
+	})
+}
+
 func TestNativeLists(t *testing.T) {
 	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
 		list, err := r.native().List(t.Context())

@@ -266,3 +266,28 @@ func FuzzDecodeNative(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDecodeNativeEmbed(f *testing.F) {
+	f.Add([]byte(`{"model":"m","input":["a","b"],"prompt":"p","truncate":true,"dimensions":0,"options":{}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, old := range []bool{false, true} {
+			n, err := decodeNativeEmbed(body, Limits{}, old)
+			if err != nil {
+				if _, ok := errors.AsType[*Error](err); !ok {
+					t.Fatalf("refused with %#v", err)
+				}
+				continue
+			}
+			var want struct {
+				Model  string
+				Prompt any
+			}
+			if err := json.Unmarshal(body, &want); err != nil {
+				t.Fatalf("accepted what encoding/json refuses: %v", err)
+			}
+			if n.Model != want.Model || old && n.Input[0] != want.Prompt {
+				t.Errorf("%+v, want %+v", n.Embeddings, want)
+			}
+		}
+	})
+}
