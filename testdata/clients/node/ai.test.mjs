@@ -59,7 +59,8 @@ test("ai: tool choice auto and none", simulated, async () => {
 });
 
 for (const [name, from] of [["by schema", provider], ["by json_object", loose]]) {
-  test(`ai: objects ${name}`, async () => {
+  const where = from === loose ? simulated : {}; // without a schema, the test models' JSON has no end
+  test(`ai: objects ${name}`, where, async () => {
     const shape = name === "by schema" ? Candidate : z.looseObject({});
     const args = { ...common, prompt: "Answer in JSON.", model: from("mistral"), schema: shape };
     shape.parse((await generateObject(args)).object);

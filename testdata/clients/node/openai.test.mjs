@@ -110,7 +110,7 @@ test("openai: parse", async () => {
   await assert.rejects(client.chat.completions.parse({ ...args, max_completion_tokens: 2 }), /length/);
 });
 
-test("openai: json_object", async () => {
+test("openai: json_object", simulated, async () => {
   const answer = await chat({ messages: ask("Answer in JSON."), response_format: { type: "json_object" } });
   assert.equal(typeof JSON.parse(answer.choices[0].message.content), "object");
 });

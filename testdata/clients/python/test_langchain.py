@@ -58,7 +58,7 @@ def test_batch():
 
 
 @pytest.mark.parametrize("model", ["mistral", "phi3:mini"])
-@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", pytest.param("json_mode", marks=stage.simulated)])
 def test_structured_output(model, method):
     class Anything(BaseModel):
         model_config = {"extra": "allow"}

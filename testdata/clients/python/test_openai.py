@@ -367,9 +367,10 @@ def test_comments_while_loading():
     assert text_of(raw.parse())
 
 
-def test_no_retry_where_it_cannot_help():  # the last one: llama3 is left alone for a while
-    stage.fault("fail-load", model="llama3")
+@stage.simulated
+def test_no_retry_where_it_cannot_help():
+    stage.fault("fail-load", model="gpt-4o-mini")  # which no other test has loaded
     with pytest.raises(openai.InternalServerError) as e:
-        client.with_options(max_retries=2).chat.completions.create(model="llama3", messages=ASK)
+        client.with_options(max_retries=2).chat.completions.create(model="gpt-4o-mini", messages=ASK)
     assert e.value.code == "model_load_failed" and e.value.response.headers["x-should-retry"] == "false"
     assert e.value.response.request.headers["x-stainless-retry-count"] == "0"
