@@ -1,8 +1,12 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -423,4 +427,97 @@ func parameters(c *Chat) [][]byte {
 		all = append(all, tool.Parameters)
 	}
 	return all
+}
+
+// keyed is a decoded request that a key is made of.
+type keyed interface {
+	AppendKey(dst []byte, p Params) []byte
+}
+
+// decoders are the functions that read a body which the pipeline gives back
+// before it makes a key of what was read.
+func decoders() map[string]func([]byte) (keyed, error) {
+	return map[string]func([]byte) (keyed, error){
+		"DecodeChat":           func(b []byte) (keyed, error) { return DecodeChat(b, Limits{}) },
+		"DecodeNativeChat":     func(b []byte) (keyed, error) { return DecodeNativeChat(b, Limits{}) },
+		"DecodeNativeGenerate": func(b []byte) (keyed, error) { return DecodeNativeGenerate(b, Limits{}) },
+		"DecodeCompletion":     func(b []byte) (keyed, error) { return DecodeCompletion(b, Limits{}) },
+		"DecodeEmbeddings":     func(b []byte) (keyed, error) { return DecodeEmbeddings(b, Limits{}) },
+		"DecodeResponses":      func(b []byte) (keyed, error) { return DecodeResponses(b, Limits{}) },
+	}
+}
+
+// keptNothing decodes a body, overwrites it, and looks for a difference.
+func keptNothing(t testing.TB, body []byte) (accepted int) {
+	t.Helper()
+	p := Params{Model: "m", Context: 4096}
+	for name, decode := range decoders() {
+		own := bytes.Clone(body)
+		request, err := decode(own)
+		if err != nil {
+			was := err.Error()
+			for i := range own {
+				own[i] = '#'
+			}
+			if err.Error() != was {
+				t.Errorf("%s: the refusal of %q changes with the body", name, body)
+			}
+			continue
+		}
+		accepted++
+		before := request.AppendKey(nil, p)
+		for i := range own {
+			own[i] = '#'
+		}
+		if after := request.AppendKey(nil, p); !bytes.Equal(before, after) {
+			t.Errorf("%s keeps a part of the body: the key of %q became %q", name, before, after)
+		}
+	}
+	return accepted
+}
+
+// everything is a body in which each decoder finds all that it reads.
+const everything = `{"model":"recruit\/parse","messages":[{"role":"system","content":"a"},{"role":"developer","content":"b"},{"role":"user","name":"n","content":["x",{"type":"text","text":"y\n"},{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgoAAAAN"}}]},{"role":"assistant","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":{"a":1}}}]},{"role":"tool","tool_call_id":"c","content":"r"}],"stop":["END","\u0041"],"user":"u","service_tier":"flex","metadata":{"k":"v"},"unknown":[1],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object","properties":{"a":{"type":"integer"}}}}}],"tool_choice":{"type":"function","function":{"name":"f"}},"response_format":{"type":"json_schema","json_schema":{"name":"s","schema":{"type":"object","properties":{"z":{"enum":["p","q"]}}}}}}`
+
+func FuzzDecodersKeepNoBody(f *testing.F) {
+	for _, seed := range []string{
+		everything,
+		`{"model":"a","messages":[{"role":"user","content":"x","images":["iVBORw0KGgoAAAAN"]}],"format":{"type":"object","properties":{"z":{"type":"string"}}},"options":{"stop":["E"],"seed":7},"think":"low"}`,
+		`{"model":"a","prompt":"p","system":"s","images":["iVBORw0KGgoAAAAN"],"format":"json"}`,
+		`{"model":"a","prompt":["p","q\n"],"suffix":"s","stop":"E"}`,
+		`{"model":"a","input":["p","q\n"],"dimensions":7,"encoding_format":"base64"}`,
+		`{"model":"a","input":[{"role":"user","content":[{"type":"input_text","text":"x"}]},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"r"}],"instructions":"i","tools":[{"type":"function","name":"f","parameters":{"type":"object"}}],"tool_choice":{"type":"function","name":"f"},"text":{"format":{"type":"json_schema","name":"s","schema":{"type":"object"}}}}`,
+	} {
+		if keptNothing(f, []byte(seed)) == 0 {
+			f.Errorf("no decoder reads %s", seed)
+		}
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) { keptNothing(t, body) })
+}
+
+// TestDecodersAreHeldToTheirBodies: every function of this package that decodes
+// a request stands in decoders.
+func TestDecodersAreHeldToTheirBodies(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := decoders()
+	found := 0
+	for _, file := range files {
+		src, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^func (Decode\w+)\(body \[\]byte, lim Limits\)`).FindAllSubmatch(src, -1) {
+			found++
+			if known[string(m[1])] == nil {
+				t.Errorf("%s is not among decoders: its bodies are given back, does it keep a part of one?", m[1])
+			}
+		}
+	}
+	if found != len(known) {
+		t.Errorf("%d decoders found, %d known", found, len(known))
+	}
 }
