@@ -64,6 +64,13 @@ func (r *Recording) whole() bool {
 	return r.size <= r.limit
 }
 
+// Begun reports whether anything was appended.
+func (r *Recording) Begun() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.size > 0
+}
+
 func (r *Recording) wakeLocked() {
 	close(r.grew)
 	r.grew = make(chan struct{})

@@ -77,6 +77,7 @@ type State struct {
 	GPU       CardState       `json:"gpu"`
 	Residency residency.State `json:"residency"`
 	Memory    MemoryState     `json:"memory"`
+	Breakers  []Breaker       `json:"breakers"`
 	Trouble   string          `json:"trouble,omitempty"` // what an operator must mend, though Ollama answers
 }
 
@@ -105,6 +106,7 @@ func (s *Server) State() State {
 		Residency: s.residency.State(),
 	}
 	st.Memory, st.Trouble = s.memory(&st.Residency), s.watched.trouble()
+	st.Breakers = s.breakers.state()
 	b := &s.backend
 	b.mu.Lock()
 	defer b.mu.Unlock()

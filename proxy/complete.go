@@ -58,7 +58,8 @@ func (s *Server) complete(ep endpoint) func(*exchange) error {
 }
 
 // answer returns a reader whose first chunk is there: of the task's model, or
-// of the next fallback with more room when the prompt does not fit.
+// of the next fallback when that cannot answer: one with more room when the
+// prompt does not fit, any when the model would not load or is given a rest.
 func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decision) (*cache.Reader, error) {
 	control, err := parseCacheControl(x.gin.Request.Header)
 	if err != nil {
@@ -67,6 +68,10 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 	x.decision, x.cause = d, d.Cause
 	unheeded := s.declare(x, d.Task)
 	room := 0
+	var unable struct { // the roomiest model that could not answer, and why
+		err  error
+		room int
+	}
 	for _, candidate := range d.Candidates {
 		facts := s.backend.facts(candidate.Digest)
 		model := s.sizes.estimate(seat(candidate, facts), candidate.Digest)
@@ -98,12 +103,21 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 			return reader, nil
 		}
 		reader.Close()
-		if !overflow(err) {
+		cause := fallback(err)
+		if cause == "" {
 			return nil, err
 		}
-		s.measured.overflowed(model.Name)
-		room, x.cause = model.Context, routing.Context
+		x.cause = cause
+		if cause == routing.Context {
+			s.measured.overflowed(model.Name)
+			room = model.Context
+		} else if model.Context > unable.room {
+			unable.err, unable.room = err, model.Context
+		}
 		x.retract()
+	}
+	if unable.room > room {
+		return nil, unable.err
 	}
 	return nil, &tooLongError{param: x.asked.Prompt}
 }
@@ -180,31 +194,58 @@ func (a *admission) seat() string {
 	return "warm"
 }
 
-// fill makes an answer: a seat, the model's stream, the seat given back.
+// fill makes an answer. When the model's process or Ollama dies before the first
+// token, nobody has seen anything of it and it is asked for once more: it has
+// no other effect than itself.
 func (s *Server) fill(j *job) cache.Fill {
 	return func(ctx context.Context, rec *cache.Recording) (time.Duration, error) {
-		lease, err := s.acquire(ctx, j)
-		if err != nil {
-			return 0, err
+		ttl, err := s.try(ctx, rec, j)
+		if err == nil || rec.Begun() || !diedFirst(err) || ctx.Err() != nil {
+			return ttl, err
 		}
-		defer lease.Release()
-		rec.Open(&admission{waited: lease.Waited, cold: lease.Cold})
-
-		ctx, cancel := withTimeout(ctx, j.timeouts.Total, errTotalTimeout)
-		defer cancel()
-		ctx = ollama.WithLimits(ctx, ollama.Limits{First: j.timeouts.FirstByte, Idle: j.timeouts.Idle})
-		meter := meter{began: time.Now()}
-		whole, err := j.work(ctx, s.ollama, rec, &meter)
-		if err != nil {
-			s.runnerLost(j.model.Name, meter.began, err)
-			return 0, fmt.Errorf("asking %s: %w", j.model.Name, err)
-		}
-		s.measured.served(j, lease, &meter)
-		if !whole {
-			return 0, nil // whose limit it was, the client's, ours or the context's, is not told
-		}
-		return j.ttl, nil
+		s.metrics.again.WithLabelValues(j.model.Name).Inc()
+		return s.try(ctx, rec, j)
 	}
+}
+
+// try is one try: a seat, the model's stream, the seat given back.
+func (s *Server) try(ctx context.Context, rec *cache.Recording, j *job) (time.Duration, error) {
+	name := j.model.Name
+	if err := s.breakers.refused(name); err != nil {
+		return 0, err
+	}
+	lease, err := s.acquire(ctx, j)
+	if err != nil {
+		s.breakers.failed(name, err)
+		return 0, err
+	}
+	defer lease.Release()
+	done, err := s.breakers.allow(name)
+	if err != nil {
+		return 0, err
+	}
+	verdict := errUndone
+	defer func() { done(verdict) }()
+	rec.Open(&admission{waited: lease.Waited, cold: lease.Cold})
+	if j.timeouts.Queue > 0 {
+		j.timeouts.Queue = max(j.timeouts.Queue-lease.Waited, time.Second) // what was waited is not waited again
+	}
+
+	ctx, cancel := withTimeout(ctx, j.timeouts.Total, errTotalTimeout)
+	defer cancel()
+	ctx = ollama.WithLimits(ctx, ollama.Limits{First: j.timeouts.FirstByte, Idle: j.timeouts.Idle})
+	meter := meter{began: time.Now()}
+	whole, err := j.work(ctx, s.ollama, rec, &meter)
+	verdict = err
+	if err != nil {
+		s.runnerLost(name, meter.began, err)
+		return 0, fmt.Errorf("asking %s: %w", name, err)
+	}
+	s.measured.served(j, lease, &meter)
+	if !whole {
+		return 0, nil // whose limit it was, the client's, ours or the context's, is not told
+	}
+	return j.ttl, nil
 }
 
 // acquire waits for a seat, and no longer than the queue's clock allows.
@@ -232,7 +273,7 @@ func (s *Server) await(x *exchange, reader *cache.Reader) error {
 	defer timer.Stop()
 	for {
 		more := reader.More()
-		if a, ok := reader.Opening().(*admission); ok && x.admission == nil {
+		if a, ok := reader.Opening().(*admission); ok && x.admission != a {
 			x.admitted(a)
 		}
 		if reader.Ready() {

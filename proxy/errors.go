@@ -30,6 +30,7 @@ const (
 	outcomeQueued    = "policy_queue_timeout"
 	outcomeRefused   = "upstream_refused"
 	outcomeBusy      = "upstream_busy"
+	outcomeBroken    = "upstream_breaker_open"
 	outcomeError     = "upstream_error"
 	outcomeAborted   = "upstream_aborted"
 	outcomeLoad      = "upstream_load_failed"
@@ -68,6 +69,7 @@ var (
 	errQueueTimeout = errors.New("proxy: waited too long for a seat")
 	errTotalTimeout = errors.New("proxy: the answer took too long")
 	errWholeTimeout = errors.New("proxy: the whole answer took too long")
+	errUndone       = errors.New("proxy: the work did not come to its end")
 	errClientGone   = errors.New("proxy: client left")
 	errClientStall  = errors.New("proxy: client stopped reading")
 	errDraining     = errors.New("proxy: shutting down")
@@ -91,6 +93,39 @@ func overflow(err error) bool {
 	return ok && strings.Contains(s.Message, "exceeds the context length")
 }
 
+// runnerDied reports an answer that ended because its model's process did, in
+// Ollama's words.
+func runnerDied(err error) bool {
+	s, ok := errors.AsType[*ollama.StatusError](err)
+	return ok && (strings.Contains(s.Message, "runner process") || strings.Contains(s.Message, "runner has unexpectedly stopped") ||
+		strings.Contains(s.Message, "error was encountered while running the model"))
+}
+
+// diedFirst reports work that may be done again, if nothing of its answer has
+// come: the model's process died, or the connection. What ran into a clock may
+// still run, and what was refused would be refused again.
+func diedFirst(err error) bool {
+	if _, load := errors.AsType[*residency.LoadError](err); load {
+		return false // it was tried several times
+	}
+	return runnerDied(err) || errors.Is(err, ollama.ErrAborted) && !errors.Is(err, ollama.ErrUnfinished)
+}
+
+// fallback is why an error sends its request to the task's next model; empty
+// when it does not.
+func fallback(err error) (cause string) {
+	if overflow(err) {
+		return routing.Context
+	}
+	if _, ok := errors.AsType[*brokenError](err); ok {
+		return routing.Broken
+	}
+	if _, ok := errors.AsType[*residency.LoadError](err); ok && !errors.Is(err, ollama.ErrUnreachable) {
+		return routing.Unloadable
+	}
+	return ""
+}
+
 // explain turns any error into what its client is told. It is the only place
 // where errors meet HTTP.
 func explain(err error) *Error {
@@ -109,6 +144,10 @@ func explain(err error) *Error {
 	}
 	if e, ok := errors.AsType[*residency.LoadError](err); ok {
 		return loadFailed(e)
+	}
+	if e, ok := errors.AsType[*brokenError](err); ok {
+		return problem(err, outcomeBroken, http.StatusServiceUnavailable, "model_unavailable", e.retry,
+			fmt.Sprintf("The model %s failed several times in a row and is given a rest. Try again later.", e.model))
 	}
 	if e, ok := errors.AsType[*ollama.StatusError](err); ok {
 		return upstream(e)

@@ -18,6 +18,7 @@ type metrics struct {
 	received   prometheus.Counter
 	retries    prometheus.Counter
 	reconciled *prometheus.CounterVec
+	again      *prometheus.CounterVec
 	requests   *prometheus.CounterVec
 	took       *prometheus.HistogramVec
 	firstByte  *prometheus.HistogramVec
@@ -41,6 +42,9 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 		reconciled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tenure_reconciliations_total", Help: "What was noticed of Ollama and put right, by what: restart, vanished, appeared, foreign, cpu, context, pin, runner, wedge, rescue.",
 		}, []string{"what"}),
+		again: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tenure_answers_tried_again_total", Help: "Answers that were asked for once more because the model's process or Ollama died before the first token.",
+		}, []string{"model"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tenure_requests_total", Help: "Requests that ended, by what was asked of which model, why that one, and how it ended.",
 		}, []string{"route", "task", "model", "cause", "outcome"}),
@@ -73,7 +77,7 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 			ConstLabels: prometheus.Labels{"short": string(short)},
 		}, func() float64 { return float64(o.Shortfalls(short)) }))
 	}
-	m.registry.MustRegister(revived, m.received, m.retries, m.reconciled, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
+	m.registry.MustRegister(revived, m.received, m.retries, m.reconciled, m.again, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
 		residencyCollector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

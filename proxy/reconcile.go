@@ -2,11 +2,9 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -286,8 +284,7 @@ func (s *Server) strangers(ctx context.Context, foreign map[string]residency.Byt
 // and would load it again without its pin. began is when the request was sent
 // that failed.
 func (s *Server) runnerLost(model string, began time.Time, err error) {
-	e, ok := errors.AsType[*ollama.StatusError](err)
-	if !ok || !strings.Contains(e.Message, "runner process") {
+	if !runnerDied(err) {
 		return
 	}
 	s.watched.mu.Lock()

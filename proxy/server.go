@@ -33,8 +33,9 @@ type Config struct {
 	Loopback     bool             // only this machine reaches the API: without keys, neither does a web page
 	BodyBytes    int64            // of a request; larger ones are refused with 413
 	Timeouts     routing.Timeouts // of tasks whose catalog entry has none of its own
-	WholeTimeout time.Duration    // longest time from a request's arrival to an answer that is no stream
-	StallTimeout time.Duration    // a client that takes nothing for this long is cut off
+	Breaking     Breaking
+	WholeTimeout time.Duration // longest time from a request's arrival to an answer that is no stream
+	StallTimeout time.Duration // a client that takes nothing for this long is cut off
 
 	Preload     bool // load T1 models at start, too
 	AllowRemote bool // use models that Ollama would send elsewhere
@@ -69,6 +70,7 @@ type Server struct {
 	journal   *Journal
 	measured  measures
 	watched   watched
+	breakers  *breakers
 
 	backend  backend
 	cards    cardWatch
@@ -86,7 +88,10 @@ func New(cfg Config, p Parts) *Server {
 		cfg: cfg, keys: newKeyring(cfg.Keys, cfg.KeysFile, p.Log), router: p.Router, residency: p.Residency, cache: p.Cache, ollama: p.Ollama, log: p.Log,
 		metrics: newMetrics(p.Residency, p.Ollama), started: time.Now(), journal: p.Journal, cards: cardWatch{read: p.GPU, why: p.NoGPU}, sizes: p.Sizes,
 	}
-	s.metrics.registry.MustRegister(gpuCollector{s})
+	s.breakers = newBreakers(cfg.Breaking, func(model string) {
+		s.log.Warn("breaker opened", "model", model, "pause", cfg.Breaking.Pause)
+	})
+	s.metrics.registry.MustRegister(gpuCollector{s}, s.breakers)
 	return s
 }
 

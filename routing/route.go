@@ -22,6 +22,9 @@ const (
 	Forced  = "forced"  // the client named the task or the model
 	Missing = "missing" // the task's model is not pulled: a fallback
 	Context = "context" // the prompt does not fit the task's model: a fallback
+
+	Broken     = "breaker" // the task's model failed too often and is given a rest: a fallback
+	Unloadable = "load"    // the task's model would not load: a fallback
 )
 
 // Request is what the router may look at.

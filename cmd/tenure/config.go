@@ -59,6 +59,9 @@ type config struct {
 	StallTimeout time.Duration `env:"TENURE_STALL_TIMEOUT" envDefault:"1m" allowed:"a duration, 1s to 1h" doc:"a client that reads nothing for this long is cut off"`
 	StopTimeout  time.Duration `env:"TENURE_STOP_TIMEOUT" envDefault:"30s" allowed:"a duration, 0s to 1h" doc:"how long answers under way may take to finish at shutdown"`
 
+	BreakerFaults int           `env:"TENURE_BREAKER_FAULTS" envDefault:"5" allowed:"0 to 1000" doc:"requests in a row that a model fails before it is given a rest: its tasks go to their fallbacks; 0: never"`
+	BreakerPause  time.Duration `env:"TENURE_BREAKER_PAUSE" envDefault:"30s" allowed:"a duration, 1s to 1h" doc:"how long such a rest is, until one request tries again"`
+
 	CacheSize size `env:"TENURE_CACHE_SIZE" envDefault:"64MiB" allowed:"a size such as 64MiB, 0 to 64GiB" doc:"memory for kept answers; 0 keeps none"`
 	BodyLimit size `env:"TENURE_BODY_LIMIT" envDefault:"32MiB" allowed:"a size such as 32MiB, 1KiB to 1GiB" doc:"largest request; larger ones are refused with 413"`
 	MaxTokens int  `env:"TENURE_MAX_TOKENS" envDefault:"8192" allowed:"1 to 1048576" doc:"most tokens an answer may have, whatever the client asks for"`
@@ -197,6 +200,8 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 	duration("WholeTimeout", c.WholeTimeout, time.Second, 24*time.Hour)
 	duration("StallTimeout", c.StallTimeout, time.Second, time.Hour)
 	duration("StopTimeout", c.StopTimeout, 0, time.Hour)
+	within("BreakerFaults", 0 <= c.BreakerFaults && c.BreakerFaults <= 1000)
+	duration("BreakerPause", c.BreakerPause, time.Second, time.Hour)
 	within("MaxModels", 1 <= c.MaxModels && c.MaxModels <= 64)
 	within("Memory", 1 <= c.Memory && c.Memory <= 1024)
 	within("QueueLimit", 1 <= c.QueueLimit && c.QueueLimit <= 100_000)

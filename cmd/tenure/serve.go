@@ -123,8 +123,8 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	server := proxy.New(proxy.Config{
 		Keys: hashed(cfg.APIKeys), KeysFile: cfg.KeysFile, Origins: cfg.CORSOrigins, AdminKey: adminKey(cfg.AdminKey), Version: version(),
 		MaxTokens: cfg.MaxTokens, Loopback: onlyLoopback(cfg), BodyBytes: int64(cfg.BodyLimit),
-		Timeouts:     routing.Timeouts{Queue: cfg.QueueTimeout, FirstByte: cfg.FirstByte, Idle: cfg.IdleTimeout, Total: cfg.TotalTimeout},
-		WholeTimeout: cfg.WholeTimeout, StallTimeout: cfg.StallTimeout,
+		Timeouts: routing.Timeouts{Queue: cfg.QueueTimeout, FirstByte: cfg.FirstByte, Idle: cfg.IdleTimeout, Total: cfg.TotalTimeout},
+		Breaking: proxy.Breaking{Faults: cfg.BreakerFaults, Pause: cfg.BreakerPause}, WholeTimeout: cfg.WholeTimeout, StallTimeout: cfg.StallTimeout,
 		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
 	}, proxy.Parts{
 		Router: routing.NewRouter(catalog, proxy.ShortName), Residency: scheduler, Cache: answers, Ollama: client, Journal: journal, Log: log,

@@ -103,6 +103,11 @@ func printState(w io.Writer, st *proxy.State) error {
 	if st.Trouble != "" {
 		fmt.Fprintln(w, "TROUBLE:", st.Trouble)
 	}
+	for _, b := range st.Breakers {
+		if b.State != "closed" {
+			fmt.Fprintf(w, "%s failed too often and is given a rest (breaker %s, %s)\n", b.Model, b.State, ago(r.Now, b.Since))
+		}
+	}
 	m := st.Memory
 	fmt.Fprintf(w, "Memory %.1f GiB of %.1f GiB (%.0f %%), %.1f GiB free, %d of %d models\n", m.Usage, m.Total, 100*m.Utilization, m.Free, m.Loaded, m.MaxModels)
 	if r.Available < r.Budget {

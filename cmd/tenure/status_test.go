@@ -23,7 +23,8 @@ func statusOf(t *testing.T, st *proxy.State) string {
 func TestStatusTellsMemory(t *testing.T) {
 	busy := 97
 	st := &proxy.State{
-		Ollama: proxy.OllamaState{Reachable: true, Version: "0.17.4"},
+		Ollama:   proxy.OllamaState{Reachable: true, Version: "0.17.4"},
+		Breakers: []proxy.Breaker{{Model: "phi3:mini", State: "closed"}, {Model: "mistral", State: "open", Since: time.Now()}},
 		Residency: residency.State{
 			Now: time.Now(), Budget: 20 * residency.GiB, Available: 15 * residency.GiB, Used: 9 * residency.GiB, MaxModels: 3,
 		},
@@ -37,6 +38,7 @@ func TestStatusTellsMemory(t *testing.T) {
 	}
 	got := statusOf(t, st)
 	for _, want := range []string{
+		"\nmistral failed too often and is given a rest (breaker open, 0s ago)\nMemory",
 		"Others leave 15.0 GiB of the 20.0 GiB configured\n",
 		"Figures by nvml, driver 550.54: others hold 6.0 GiB, 1.0 GiB is kept free\n",
 		"GPU 0 NVIDIA RTX A5000: 22.0 GiB, 7.0 GiB free, 97 % busy, ECC on (0 errors corrected, 2 not)\n",

@@ -36,6 +36,10 @@ var (
 	// ErrAborted means that an answer began, or was waited for, and ended
 	// before it was complete. It matches io.ErrUnexpectedEOF.
 	ErrAborted = fmt.Errorf("ollama: answer ended early: %w", io.ErrUnexpectedEOF)
+	// ErrUnfinished is the ErrAborted of a server that is well: it ended the
+	// answer in order, without its last line. Ollama does so with a model that
+	// repeats one token.
+	ErrUnfinished = fmt.Errorf("ollama: answer without its last line: %w", ErrAborted)
 	// ErrFirstByte means that an answer did not begin within Limits.First.
 	ErrFirstByte = errors.New("ollama: no first byte")
 	// ErrStalled means that a stream fell silent for Limits.Idle.

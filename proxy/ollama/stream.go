@@ -195,7 +195,7 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 		return fmt.Errorf("reading %s: %w: %w", path, ErrAborted, err)
 	}
 	over = true
-	return fmt.Errorf("reading %s: %w", path, ErrAborted)
+	return fmt.Errorf("reading %s: %w", path, ErrUnfinished)
 }
 
 // silence is the wait for the next line of a stream.
