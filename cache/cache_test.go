@@ -250,6 +250,43 @@ func TestFlightOverItsCap(t *testing.T) {
 	})
 }
 
+// What a reader may fall behind is bounded: it is given up, and nobody else is.
+func TestReaderLags(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 10
+		c := open(t, Config{Bytes: 1 << 20, FlightBytes: limit})
+		q := Request{Key: KeyOf([]byte("q"))}
+		const n = 1000
+		slow, _, _ := c.Do(q, func(_ context.Context, rec *Recording) (time.Duration, error) {
+			for range n {
+				time.Sleep(time.Second)
+				rec.Append([]byte("x"))
+			}
+			return time.Hour, nil
+		})
+		fast, o, _ := c.Do(q, nil)
+		if _, err := slow.Next(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		read, most := 0, 0
+		for _, err := range fast.Chunks(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			read++
+			most = max(most, fast.rec.held)
+		}
+		if read != n || o != Shared || most > (lagFactor+1)*limit {
+			t.Errorf("%v, read %d of %d chunks while %d bytes were held", o, read, n, most)
+		}
+		if _, err := slow.Next(t.Context()); !errors.Is(err, ErrLagged) {
+			t.Errorf("the slow one got %v", err)
+		}
+		slow.Close()
+		fast.Close()
+	})
+}
+
 func TestCloseCancelsAndRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := open(t, Config{Bytes: 1 << 20})

@@ -8,6 +8,13 @@ import (
 	"sync"
 )
 
+// ErrLagged is what a reader gets that fell so far behind that what it has yet
+// to read was given up.
+var ErrLagged = errors.New("cache: the reader fell too far behind")
+
+// lagFactor bounds what is held for slow readers, in multiples of a flight's cap.
+const lagFactor = 16
+
 // Recording is an answer that can be read while it is being made. One
 // goroutine appends; any number read.
 type Recording struct {
@@ -17,6 +24,7 @@ type Recording struct {
 	chunks  [][]byte
 	dropped int // chunks before chunks[0]
 	size    int // bytes ever appended
+	held    int // bytes of chunks
 	opening any
 	done    bool
 	err     error
@@ -34,8 +42,12 @@ func (r *Recording) Append(chunk []byte) {
 	defer r.mu.Unlock()
 	r.chunks = append(r.chunks, chunk)
 	r.size += len(chunk)
+	r.held += len(chunk)
 	if r.size > r.limit {
 		r.trimLocked()
+		for r.held > lagFactor*r.limit && r.cutLocked() {
+			r.trimLocked()
+		}
 	}
 	r.wakeLocked()
 }
@@ -83,9 +95,25 @@ func (r *Recording) trimLocked() {
 		slowest = min(slowest, reader.next)
 	}
 	n := slowest - r.dropped
+	for _, chunk := range r.chunks[:n] {
+		r.held -= len(chunk)
+	}
 	clear(r.chunks[:n])
 	r.chunks = r.chunks[n:]
 	r.dropped = slowest
+}
+
+// cutLocked gives up the readers that are furthest behind, but for those that
+// lack only the newest chunk. It reports whether there were any.
+func (r *Recording) cutLocked() bool {
+	cut := false
+	for reader := range r.readers {
+		if reader.next == r.dropped && len(r.chunks) > 1 {
+			delete(r.readers, reader)
+			reader.lagged, cut = true, true
+		}
+	}
+	return cut
 }
 
 // Reader reads one recording from its first chunk to its last.
@@ -94,6 +122,8 @@ type Reader struct {
 	next  int // index of the next chunk, counted from the start; guarded by rec.mu
 	leave func()
 	once  sync.Once
+
+	lagged bool // guarded by rec.mu
 }
 
 func (r *Recording) read(leave func()) *Reader {
@@ -167,6 +197,9 @@ func (r *Reader) poll() (chunk []byte, more <-chan struct{}, err error) {
 	rec := r.rec
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
+	if r.lagged {
+		return nil, nil, ErrLagged
+	}
 	if i := r.next - rec.dropped; i < len(rec.chunks) {
 		chunk = rec.chunks[i]
 		r.next++

@@ -191,7 +191,7 @@ func explain(err error) *Error {
 	case errors.Is(err, ollama.ErrAborted):
 		return problem(err, outcomeAborted, http.StatusBadGateway, "upstream_aborted", 0,
 			"The model stopped before its answer was complete.")
-	case errors.Is(err, errClientStall):
+	case errors.Is(err, errClientStall), errors.Is(err, cache.ErrLagged):
 		return problem(err, outcomeStalled, statusClientGone, "client_stalled", 0, "The client stopped reading.")
 	case errors.Is(err, errClientGone), errors.Is(err, context.Canceled):
 		return problem(err, outcomeCancelled, statusClientGone, "client_closed_request", 0, "The client closed the connection.")
