@@ -438,12 +438,14 @@ type keyed interface {
 // before it makes a key of what was read.
 func decoders() map[string]func([]byte) (keyed, error) {
 	return map[string]func([]byte) (keyed, error){
-		"DecodeChat":           func(b []byte) (keyed, error) { return DecodeChat(b, Limits{}) },
-		"DecodeNativeChat":     func(b []byte) (keyed, error) { return DecodeNativeChat(b, Limits{}) },
-		"DecodeNativeGenerate": func(b []byte) (keyed, error) { return DecodeNativeGenerate(b, Limits{}) },
-		"DecodeCompletion":     func(b []byte) (keyed, error) { return DecodeCompletion(b, Limits{}) },
-		"DecodeEmbeddings":     func(b []byte) (keyed, error) { return DecodeEmbeddings(b, Limits{}) },
-		"DecodeResponses":      func(b []byte) (keyed, error) { return DecodeResponses(b, Limits{}) },
+		"DecodeChat":             func(b []byte) (keyed, error) { return DecodeChat(b, Limits{}) },
+		"DecodeNativeChat":       func(b []byte) (keyed, error) { return DecodeNativeChat(b, Limits{}) },
+		"DecodeNativeGenerate":   func(b []byte) (keyed, error) { return DecodeNativeGenerate(b, Limits{}) },
+		"DecodeCompletion":       func(b []byte) (keyed, error) { return DecodeCompletion(b, Limits{}) },
+		"DecodeEmbeddings":       func(b []byte) (keyed, error) { return DecodeEmbeddings(b, Limits{}) },
+		"DecodeNativeEmbed":      func(b []byte) (keyed, error) { return DecodeNativeEmbed(b, Limits{}) },
+		"DecodeNativeEmbeddings": func(b []byte) (keyed, error) { return DecodeNativeEmbeddings(b, Limits{}) },
+		"DecodeResponses":        func(b []byte) (keyed, error) { return DecodeResponses(b, Limits{}) },
 	}
 }
 
