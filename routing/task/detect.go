@@ -66,7 +66,7 @@ type scratch struct {
 	feat     features
 	x        facts
 	injected bool    // an instruction to the machine was found beside a document
-	floor    float32 // what an ask must be worth in this conversation
+	lean     float32 // what it is worth in this conversation that nothing is asked
 }
 
 // New returns a detector with the embedded tables, adapted to its operator.
@@ -180,7 +180,7 @@ func (d *Detector) Detect(in Input) Result {
 // prompt states, else what the response schema or the only fitting tool is for.
 func (d *Detector) context(s *scratch, in Input, r *Result) (p probs, stood string) {
 	p = probs{general: 1}
-	s.floor = floorOpen
+	s.lean = leanOpen
 	for i := range in.Messages {
 		m := &in.Messages[i]
 		if m.Role != "system" && m.Role != "developer" {
@@ -201,7 +201,7 @@ func (d *Detector) context(s *scratch, in Input, r *Result) (p probs, stood stri
 		}
 	}
 	if stood != "" {
-		s.floor = floorTold
+		s.lean = leanTold
 	}
 	return p, stood
 }
@@ -322,65 +322,92 @@ func (d *Detector) read(s *scratch, in Input, m int) bool {
 	text := in.Messages[m].Text
 	s.split(text)
 	d.rate(s, text)
-	s.cut(s.floor)
-	d.distrust(s, text)
+	s.cut(&d.w.cuts, s.lean, false)
+	if d.distrust(s, text) {
+		s.cut(&d.w.cuts, s.lean, false) // without what was taken back
+		d.distrust(s, text)
+		s.injected = true
+	}
 	s.x = d.documents(s, text)
 	s.x.json = in.JSON
 	for i := range m {
 		s.x.history = s.x.history || in.Messages[i].Role == "assistant"
 	}
-	s.text, s.at = s.text[:0], s.at[:0]
-	for _, g := range s.regions {
-		if g.ask {
-			s.appendAsk(text, g.start, g.end)
-		}
-	}
-	d.concepts(s)
-	d.order(s)
+	s.gather(text)
+	d.understand(s)
 	return len(s.text) > 0
 }
 
 // agreed scores the ask. Where a message asks at both ends and the ends differ,
 // the head is believed: what stands behind a document is more often its last
-// paragraph, or an order that it brought along.
-// With nothing to defer to, a head that asks for nothing lets a weak tail speak.
+// paragraph, or an order that it brought along. With nothing to defer to, an
+// end that asks for nothing lets the other speak.
 func (d *Detector) agreed(s *scratch, text string, open bool) probs {
 	n := len(s.regions) - 1
-	if n < 1 || !s.regions[0].ask {
+	if n < 1 {
 		return d.score(s)
 	}
-	if tail := &s.regions[n]; tail.maybe && open {
+	if !s.regions[0].ask || !s.regions[n].ask {
 		q := d.score(s)
-		if q[deferring] < 0.5 || d.suspect(s, text, tail) < tail.lines[1]-tail.lines[0] {
+		if !open || q[deferring] < 0.5 || !d.other(s, text) {
 			return q
 		}
-		tail.ask = true
+		n = len(s.regions) - 1
 	}
-	if !s.regions[n].ask {
+	if !s.regions[0].ask || !s.regions[n].ask {
 		return d.score(s)
 	}
-	var ends [2]probs
-	for i, g := range []*region{&s.regions[n], &s.regions[0]} {
-		s.text, s.at = s.text[:0], s.at[:0]
-		s.appendAsk(text, g.start, g.end)
-		d.concepts(s)
-		d.order(s)
-		ends[i] = d.score(s)
+	tail, head := d.region(s, text, n), d.region(s, text, 0)
+	if k, t := head.top(), tail.top(); k != deferring && k != general && t != deferring && k != t && head[k] > headSure {
+		return head
 	}
-	tail, head := ends[0].top(), ends[1].top()
-	if head != deferring && head != general && tail != deferring && head != tail && ends[1][head] > headSure {
-		return ends[1]
-	}
+	s.gather(text)
+	d.understand(s)
+	return d.score(s)
+}
+
+// other looks for an ask at the other end too, and reports whether there is a
+// trustworthy one.
+func (d *Detector) other(s *scratch, text string) bool {
+	s.cut(&d.w.cuts, 0, true)
+	n := len(s.regions) - 1
+	injected := s.injected
+	d.distrust(s, text)
+	s.injected = s.injected || injected
+	return n == 2 && s.regions[0].ask && s.regions[2].ask
+}
+
+// region scores one region by itself.
+func (d *Detector) region(s *scratch, text string, n int) probs {
+	s.text, s.at = s.text[:0], s.at[:0]
+	s.appendAsk(text, s.regions[n].start, s.regions[n].end)
+	d.understand(s)
+	return d.score(s)
+}
+
+// gather folds all that is asked into s.text.
+func (s *scratch) gather(text string) {
 	s.text, s.at = s.text[:0], s.at[:0]
 	for _, g := range s.regions {
 		if g.ask {
 			s.appendAsk(text, g.start, g.end)
 		}
 	}
+}
+
+// understand finds the concepts and the steps of what is in s.text.
+func (d *Detector) understand(s *scratch) {
 	d.concepts(s)
 	d.order(s)
-	return d.score(s)
 }
+
+// What it is worth to find no ask at all: little where nothing else says what
+// to do, for the ask model can still say that an ask says nothing; more where
+// the system prompt already does.
+const (
+	leanOpen = -4
+	leanTold = 2
+)
 
 // headSure is the probability from which the head of a message is believed
 // against its tail.

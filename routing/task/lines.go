@@ -1,12 +1,10 @@
 package task
 
 const (
-	askLean     = 0.7  // asks are rarer than lines of documents, and losing one is worse
-	lineCap     = 4    // the most a line may say
+	lineCap     = 8    // the most a line may say
 	scored      = 3000 // bytes at either end of a message whose lines are scored
 	scoredLines = 80   // and lines
 	middle      = -0.6 // score of a line further in
-	inlineDoc   = -1.5 // the least of a sentence that shares its line with the one before
 )
 
 // rate scores the lines that structure has not settled.
@@ -23,10 +21,7 @@ func (d *Detector) rate(s *scratch, text string) {
 			s.lineFeatures(&s.feat, i)
 			var z [1]float32
 			d.w.line.logits(&s.feat, z[:])
-			l.score = max(-lineCap, min(lineCap, z[0]+askLean))
-			if l.inline {
-				l.score = max(l.score, inlineDoc)
-			}
+			l.score = max(-lineCap, min(lineCap, z[0]))
 		}
 	}
 }
@@ -45,19 +40,21 @@ func (d *Detector) lineText(s *scratch, text string, i int) {
 // distrust takes back asks that talk to a machine over the reader's head: a
 // document that ends in "ignore previous instructions" does not get a say. Text
 // that is nothing but ask is left alone, for its author may say what he likes.
-func (d *Detector) distrust(s *scratch, text string) {
+// It reports whether nothing asked is left, and has then settled that the lines
+// it took back are none.
+func (d *Detector) distrust(s *scratch, text string) bool {
 	s.injected = false
 	docs := false
 	for _, g := range s.regions {
 		docs = docs || !g.ask
 	}
 	if !docs {
-		return
+		return false
 	}
 	if n := len(s.regions) - 1; n > 0 && s.regions[0].ask && s.regions[n].joined {
 		s.regions[n].ask = false
 	}
-	good := 0
+	good, left := 0, 0
 	for n := range s.regions {
 		if g := &s.regions[n]; g.ask {
 			good += d.suspect(s, text, g)
@@ -84,7 +81,19 @@ func (d *Detector) distrust(s *scratch, text string) {
 		}
 		g.lines = [2]int{a, b}
 		g.start, g.end = s.lines[a].start, s.lines[b-1].end
+		left++
 	}
+	if !s.injected || left > 0 {
+		return false
+	}
+	for _, g := range s.regions {
+		for i := g.lines[0]; i < g.lines[1]; i++ {
+			if l := &s.lines[i]; l.suspect > 0 {
+				l.fixed, l.score = true, forcedDoc
+			}
+		}
+	}
+	return true
 }
 
 // suspect marks the lines of an ask that talk to a machine, whole paragraphs at

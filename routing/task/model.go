@@ -63,8 +63,19 @@ func (m *linear) logits(f *features, z []float32) {
 // and its rows of int8; last the temperature and the thresholds.
 type weights struct {
 	ask, system, line, doc linear
+	cuts                   cuts
 	temperature            float32
 	thresholds             [classes]float32
+}
+
+func (c *cuts) all() []*float32 {
+	var out []*float32
+	for _, t := range [][]float32{c.head[:], c.tail[:], c.shape[:]} {
+		for i := range t {
+			out = append(out, &t[i])
+		}
+	}
+	return out
 }
 
 const magic = "TNR1"
@@ -83,6 +94,9 @@ func (w *weights) marshal() []byte {
 		for _, v := range m.w {
 			b = append(b, byte(v))
 		}
+	}
+	for _, v := range w.cuts.all() {
+		f32(*v)
 	}
 	f32(w.temperature)
 	for _, v := range w.thresholds {
@@ -129,6 +143,9 @@ func (w *weights) unmarshal(b []byte) error {
 			m.w[i] = int8(b[i])
 		}
 		b = b[n:]
+	}
+	for _, v := range w.cuts.all() {
+		*v = f32()
 	}
 	w.temperature = f32()
 	for k := range w.thresholds {

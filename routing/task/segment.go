@@ -1,6 +1,7 @@
 package task
 
 import (
+	"math"
 	"strings"
 )
 
@@ -18,13 +19,7 @@ const (
 	forcedAsk  = 6
 	longLine   = 320 // a longer line is cut into its sentences
 	edgeLine   = 60  // the same for the first and the last line
-	headJoined = 1.2 // price of a cut where no boundary shows
 	tagsAtMost = 24
-	tailJoined = 2.2
-	inlineMore = 0.8 // and more where the cut is inside a line
-	floorOpen  = 0.2 // what an ask must be worth
-	floorTold  = 1.5 // the same where the system prompt already says the task
-	bothPrice  = 2.5 // what the weaker of two asks must be worth
 )
 
 // Cues of a line, from one pass over its bytes.
@@ -74,7 +69,6 @@ type region struct {
 	lines      [2]int // first, one past the last
 	ask        bool
 	tail       bool
-	maybe      bool // reads like an ask, but there is another: believed if that one asks for nothing
 	joined     bool // touches its document without a boundary
 }
 
@@ -467,53 +461,100 @@ func asks(name string) bool {
 	return false
 }
 
-// cut finds the three parts and appends their regions. An ask must be worth
-// floor, and a second one bothPrice: documents that begin and end in prose are
-// commoner than asks at both ends.
-func (s *scratch) cut(floor float32) {
+// cuts are the worth of what a cut passes, learned with the lines: of the
+// places where it may fall, and of the shapes that it may give a message.
+type cuts struct {
+	head, tail [places]float32 // of a cut at a boundary that shows, in a paragraph, in a line
+	shape      [shapes]float32
+}
+
+const (
+	shown = iota
+	joined
+	inside
+	places
+)
+
+// Shapes of a message: nothing asked, asked at its head, its tail, both, or
+// nothing but ask.
+const (
+	bare = iota
+	headed
+	tailed
+	framed
+	whole
+	shapes
+)
+
+// cut finds the three parts and appends their regions. lean is added to what
+// it is worth to find no ask at all; with both, there is one at either end.
+func (s *scratch) cut(c *cuts, lean float32, both bool) {
 	s.regions = s.regions[:0]
 	n := len(s.lines)
 	if n == 0 {
 		return
 	}
 	// lines[k].best is the best head among the first k+1 lines.
-	head, inHead, sum := 0, float32(0), float32(0)
+	shape, total := bare, c.shape[bare]+lean
+	head, inHead, sum := 0, float32(math.Inf(-1)), float32(0)
 	for i := 1; i < n; i++ {
+		s.lines[i-1].best, s.lines[i-1].bestAt = inHead, head
 		sum += s.lines[i-1].score
-		if v := sum - s.price(i, headJoined); v > inHead {
+		if v := sum + c.head[s.place(i)]; v > inHead {
 			head, inHead = i, v
 		}
-		s.lines[i].best, s.lines[i].bestAt = inHead, head
 	}
-	whole := sum + s.lines[n-1].score
-	total := inHead
-	tail, inTail := n, float32(0)
+	s.lines[n-1].best, s.lines[n-1].bestAt = inHead, head
+	sum += s.lines[n-1].score
+	if v := sum + c.shape[whole]; v > total {
+		shape, total = whole, v
+	}
+	if v := inHead + c.shape[headed]; v > total {
+		shape, total = headed, v
+	}
+	if both {
+		shape, total = bare, float32(math.Inf(-1))
+	}
+	tail := n
+	first, last := head, n
 	sum = 0
 	for j := n - 1; j > 0; j-- {
 		sum += s.lines[j].score
-		v := sum - s.price(j, tailJoined)
-		if v+s.lines[j].best > total && v > 0 {
-			total, tail, inTail = v+s.lines[j].best, j, v
-			head, inHead = s.lines[j].bestAt, s.lines[j].best
+		v := sum + c.tail[s.place(j)]
+		if u := v + c.shape[tailed]; u > total && !both {
+			shape, total, last = tailed, u, j
+		}
+		if u := v + c.shape[framed] + s.lines[j].best; u > total {
+			shape, total, first, last = framed, u, s.lines[j].bestAt, j
 		}
 	}
-	if whole >= total && whole >= floor {
-		s.region(0, n, true, false)
-		return
-	}
-	if inHead < floor || tail < n && inHead < inTail && inHead < bothPrice {
+	switch shape {
+	case bare:
 		head = 0
-	}
-	maybe := inTail >= floor && head > 0 && inTail < bothPrice
-	if inTail < floor {
+	case headed:
 		tail = n
+	case tailed:
+		head, tail = 0, last
+	case framed:
+		head, tail = first, last
+	case whole:
+		head = n
 	}
 	s.region(0, head, true, false)
 	s.region(head, tail, false, false)
-	s.region(tail, n, !maybe, true)
-	if r := &s.regions[len(s.regions)-1]; maybe && r.lines[0] == tail {
-		r.maybe = s.lines[tail].gap
+	s.region(tail, n, true, true)
+}
+
+// place tells how a cut before line i falls.
+func (s *scratch) place(i int) int {
+	l, p := &s.lines[i], &s.lines[i-1]
+	switch {
+	case l.inline:
+		return inside
+	case l.gap || p.cues&(cueLabel|cueColon|cueRule) != 0 || l.cues&cueLabel != 0:
+		return shown
 	}
+	return joined
 }
 
 func (s *scratch) region(i, j int, ask, tail bool) {
@@ -523,15 +564,4 @@ func (s *scratch) region(i, j int, ask, tail bool) {
 	r := region{start: s.lines[i].start, end: s.lines[j-1].end, lines: [2]int{i, j}, ask: ask, tail: tail}
 	r.joined = ask && (tail && i > 0 && !s.lines[i].gap || !tail && j < len(s.lines) && !s.lines[j].gap)
 	s.regions = append(s.regions, r)
-}
-
-func (s *scratch) price(i int, joined float32) float32 {
-	l, p := &s.lines[i], &s.lines[i-1]
-	if l.inline {
-		return joined + inlineMore
-	}
-	if l.gap || p.cues&(cueLabel|cueColon|cueRule) != 0 || l.cues&cueLabel != 0 {
-		return 0
-	}
-	return joined
 }

@@ -84,7 +84,7 @@ func train(c Corpus) (*Detector, error) {
 	}
 	d.ready()
 	s := d.pool.Get().(*scratch)
-	s.floor = floorOpen
+	s.lean = leanOpen
 	index := func(label string) int {
 		if label == Defer {
 			return deferring
@@ -92,7 +92,8 @@ func train(c Corpus) (*Detector, error) {
 		return slices.Index(tasks, label)
 	}
 
-	var lines, systems, asks []row
+	var systems, asks []row
+	var lines []cutting
 	var docs [2][]row
 	for _, t := range c.Documents {
 		k := slices.Index(kinds, t.Label)
@@ -138,22 +139,31 @@ func train(c Corpus) (*Detector, error) {
 		}
 		text := x.Messages[m].Text
 		s.split(text)
+		y := cutting{}
 		for i := range s.lines {
-			if s.lines[i].fixed || !s.near(i, len(text)) {
-				continue
+			l := line{fixed: s.lines[i].fixed, score: s.lines[i].score}
+			if !l.fixed && !s.near(i, len(text)) {
+				l.fixed, l.score = true, middle
 			}
-			class := 0
+			p := step{given: l.fixed, score: l.score}
+			if i > 0 {
+				p.place = s.place(i)
+			}
 			for _, a := range x.Asks {
-				if s.lines[i].start < a.End && a.Start < s.lines[i].end {
-					class = 1
-				}
+				p.ask = p.ask || s.lines[i].start < a.End && a.Start < s.lines[i].end
 			}
-			d.lineText(s, text, i)
-			s.lineFeatures(&s.feat, i)
-			lines = append(lines, s.feat.row(class))
+			if !p.given {
+				d.lineText(s, text, i)
+				s.lineFeatures(&s.feat, i)
+				p.row = s.feat.row(0)
+			}
+			y = append(y, p)
+		}
+		if len(y) > 0 {
+			lines = append(lines, y)
 		}
 	}
-	d.w.line = odds(fit(lines, 2, lineBits, nil, 5, 3))
+	d.w.line, d.w.cuts = fitCuts(lines, lineBits, lineEpochs, 3)
 
 	whole := d.w.doc
 	defer func() { d.w.doc = whole }()
@@ -222,16 +232,6 @@ func (d *Detector) told(s *scratch, text string, asks []Span) {
 	}
 	d.concepts(s)
 	d.order(s)
-}
-
-// odds folds a model of two classes into one of one: the log-odds of the
-// second.
-func odds(m linear) linear {
-	b := linear{bits: m.bits, classes: 1, scale: m.scale * 2, bias: []float32{m.bias[1] - m.bias[0]}, w: make([]int8, len(m.w)/2)}
-	for i := range b.w {
-		b.w[i] = int8((int(m.w[2*i+1]) - int(m.w[2*i])) / 2)
-	}
-	return b
 }
 
 // fit learns a multinomial logistic regression by AdaGrad (Duchi, Hazan and
@@ -314,26 +314,17 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 			}
 		}
 	}
-	w = mean
-	m := linear{bits: bits, classes: classes, bias: bias, w: make([]int8, len(w))}
-	var most float32
-	for _, x := range w {
-		most = max(most, x, -x)
-	}
-	m.scale = max(most, 1e-6) / 127
-	for i, x := range w {
-		m.w[i] = int8(math.Round(float64(x / m.scale)))
-	}
-	return m
+	return quantised(mean, bias, bits)
 }
 
 // How the tables are learned. Dropping features makes the many weak cues count
 // beside the few strong ones: measured across authors it is worth one point.
 const (
-	rate      = 0.25
-	decay     = 2e-6
-	dropped   = 0.4
-	askEpochs = 20
+	rate       = 0.25
+	decay      = 2e-6
+	dropped    = 0.4
+	askEpochs  = 20
+	lineEpochs = 5
 )
 
 // thin copies a row into to, without a share of its features.
@@ -393,4 +384,220 @@ func temper(rows []row, l *lexicon) float32 {
 		}
 	}
 	return float32(best)
+}
+
+// step is one line of a message to learn to cut: its features or its given
+// score, whether it is asked, and how a cut before it falls.
+type step struct {
+	row   row
+	given bool
+	score float32
+	ask   bool
+	place int
+}
+
+type cutting []step
+
+// fitCuts learns what lines and cuts are worth, as a conditional random field
+// (Lafferty, McCallum and Pereira 2001) over the few shapes that a message may
+// have: the likelihood is that of the cut, not of its lines one by one.
+func fitCuts(all []cutting, bits, epochs int, seed uint64) (linear, cuts) {
+	w, g, mean := make([]float32, 1<<bits), make([]float32, 1<<bits), make([]float32, 1<<bits)
+	shift := 32 - bits
+	var bias, gb float32
+	var c, gc, mc cuts
+	order := make([]int, len(all))
+	for i := range order {
+		order[i] = i
+	}
+	rng := rand.New(rand.NewPCG(seed, 20))
+	thinned := make([]row, 256)
+	var x, pa, hs, ts []float64
+	learn := func(v, a *float32, d float32) {
+		*a += float32(d * d)
+		*v -= float32(rate * d / (1e-3 + float32(math.Sqrt(float64(*a)))))
+	}
+	for epoch := range epochs {
+		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		for _, o := range order {
+			m := all[o]
+			n := len(m)
+			for len(thinned) < n {
+				thinned = append(thinned, row{})
+			}
+			x, pa = append(x[:0], make([]float64, n)...), append(pa[:0], make([]float64, n)...)
+			hs, ts = append(hs[:0], make([]float64, n)...), append(ts[:0], make([]float64, n)...)
+			for i := range m {
+				if m[i].given {
+					x[i] = float64(m[i].score)
+					continue
+				}
+				r := thin(rng, &m[i].row, &thinned[i])
+				x[i] = float64(bias)
+				for gr := range groups {
+					h := r.hash[r.group[gr]:r.group[gr+1]]
+					v := float64(value(gr, len(h)))
+					var sum float64
+					for _, k := range h {
+						sum += float64(w[k>>shift])
+					}
+					x[i] += float64(v * sum)
+				}
+			}
+			var p, q cuts // how likely each shape and place is, and what is so
+			marginals(m, &c, x, pa, hs, ts, &p)
+			truth(m, &q)
+			for i, v := range c.all() {
+				learn(v, gc.all()[i], *p.all()[i]-*q.all()[i])
+			}
+			for i := range m {
+				if m[i].given {
+					continue
+				}
+				e := float32(pa[i])
+				if m[i].ask {
+					e--
+				}
+				if e < 1e-4 && e > -1e-4 {
+					continue
+				}
+				learn(&bias, &gb, e)
+				r := &thinned[i]
+				for gr := range groups {
+					h := r.hash[r.group[gr]:r.group[gr+1]]
+					v := value(gr, len(h))
+					for _, k := range h {
+						at := k >> shift
+						learn(&w[at], &g[at], float32(e*v)+float32(decay*w[at]))
+					}
+				}
+			}
+		}
+		if epoch >= epochs/2 {
+			share := float32(epochs - epochs/2)
+			for i, v := range w {
+				mean[i] += float32(v / share)
+			}
+			for i, v := range mc.all() {
+				*v += float32(*c.all()[i] / share)
+			}
+		}
+	}
+	return quantised(mean, []float32{bias}, bits), mc
+}
+
+// truth enters the shape and the places of the cut as it is.
+func truth(m cutting, q *cuts) {
+	n := len(m)
+	h, t := 0, n
+	for h < n && m[h].ask {
+		h++
+	}
+	for t > h && m[t-1].ask {
+		t--
+	}
+	if h == n {
+		q.shape[whole] = 1
+		return
+	}
+	if h > 0 {
+		q.head[m[h].place] = 1
+	}
+	if t < n {
+		q.tail[m[t].place] = 1
+	}
+	switch {
+	case h > 0 && t < n:
+		q.shape[framed] = 1
+	case h > 0:
+		q.shape[headed] = 1
+	case t < n:
+		q.shape[tailed] = 1
+	default:
+		q.shape[bare] = 1
+	}
+}
+
+// marginals enters how likely each line is asked, given the scores x of the
+// lines, and each shape and place. hs and ts are room for the likelihoods of
+// the heads and tails.
+func marginals(m cutting, c *cuts, x, pa, hs, ts []float64, p *cuts) {
+	n := len(m)
+	var sum float64
+	for i := range n { // hs[i]: the head is i lines; ts[i]: the tail begins at i
+		if i > 0 {
+			sum += x[i-1]
+			hs[i] = sum + float64(c.head[m[i].place])
+		}
+	}
+	all := sum + x[n-1]
+	sum = 0
+	for j := n - 1; j > 0; j-- {
+		sum += x[j]
+		ts[j] = sum + float64(c.tail[m[j].place])
+	}
+	top := max(float64(c.shape[bare]), all+float64(c.shape[whole]))
+	most := math.Inf(-1)
+	for i := 1; i < n; i++ {
+		top = max(top, hs[i]+float64(c.shape[headed]), ts[i]+float64(c.shape[tailed]), ts[i]+most+float64(c.shape[framed]))
+		most = max(most, hs[i])
+	}
+	e := func(v float64) float64 { return math.Exp(v - top) }
+	none, full := e(float64(c.shape[bare])), e(all+float64(c.shape[whole]))
+	z := none + full
+	// Heads before each tail, tails after each head; the shape's worth is
+	// split so that neither overflows.
+	half := (float64(c.shape[framed]) - top) / 2
+	ph, pt := make([]float64, n+1), make([]float64, n+1)
+	before := make([]float64, n+1)
+	var both float64
+	acc := 0.0
+	for j := 1; j < n; j++ {
+		before[j] = acc
+		both += acc * math.Exp(ts[j]+half)
+		acc += math.Exp(hs[j] + half)
+	}
+	after := 0.0
+	var headedSum, tailedSum float64
+	for j := n - 1; j > 0; j-- {
+		v := e(hs[j] + float64(c.shape[headed]))
+		headedSum += v
+		ph[j] = v + math.Exp(hs[j]+half)*after
+		v = e(ts[j] + float64(c.shape[tailed]))
+		tailedSum += v
+		pt[j] = v + math.Exp(ts[j]+half)*before[j]
+		after += math.Exp(ts[j] + half)
+	}
+	z += headedSum + tailedSum + both
+	p.shape = [shapes]float32{bare: float32(none / z), headed: float32(headedSum / z), tailed: float32(tailedSum / z), framed: float32(both / z), whole: float32(full / z)}
+	run := full
+	for i := n - 1; i >= 0; i-- { // a head of more than i lines holds line i
+		pa[i] = run / z
+		run += ph[i]
+		if i > 0 {
+			p.head[m[i].place] += float32(ph[i] / z)
+		}
+	}
+	run = 0
+	for i := range n {
+		if i > 0 {
+			run += pt[i]
+			p.tail[m[i].place] += float32(pt[i] / z)
+		}
+		pa[i] += run / z
+	}
+}
+
+// quantised rounds a model of one class to bytes.
+func quantised(w, bias []float32, bits int) linear {
+	m := linear{bits: bits, classes: len(bias), bias: bias, w: make([]int8, len(w))}
+	var most float32
+	for _, x := range w {
+		most = max(most, x, -x)
+	}
+	m.scale = max(most, 1e-6) / 127
+	for i, x := range w {
+		m.w[i] = int8(math.Round(float64(x / m.scale)))
+	}
+	return m
 }
