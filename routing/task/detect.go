@@ -2,8 +2,12 @@ package task
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"sync"
+	"unicode"
+	"unicode/utf8"
 )
 
 // tasks are the classes, in the order of every table; a deferring ask names
@@ -66,6 +70,7 @@ type scratch struct {
 	feat     features
 	x        facts
 	injected bool    // an instruction to the machine was found beside a document
+	worth    float32 // of the cut that was made
 	lean     float32 // what it is worth in this conversation that nothing is asked
 }
 
@@ -156,8 +161,13 @@ func (d *Detector) Detect(in Input) Result {
 		q := probs{deferring: 1}
 		if d.read(s, in, i) {
 			q = d.agreed(s, in.Messages[i].Text, p[general] > 0.99)
+			if s.worth < d.w.cuts.shape[bare] && (plain(q) < 0 || q.top() == general) {
+				q = probs{deferring: 1} // neither looks like an ask nor says what
+			}
 			if s.x.docs == [8]int{} && p[general] > 0.99 {
 				q = q.alone()
+			} else if p[general] > 0.99 && !s.x.history {
+				q = q.beside()
 			}
 			lean := float32(leanTurn)
 			if stood != "" && !asked {
@@ -169,11 +179,69 @@ func (d *Detector) Detect(in Input) Result {
 			carried = q[deferring] > 0.5
 			d.report(s, in, &r, i, q, p)
 		}
+		if q[deferring] > 0.3 && agrees(in.Messages[i].Text) {
+			if o, ok := d.offered(s, in, i); ok {
+				p, asked = o.settle(p), true
+			}
+		}
 		asked = asked || q[deferring] <= 0.5
 		p = q.settle(p)
 	}
 	d.decide(&r, p, asked, carried, stood)
 	return r
+}
+
+// offered tells the task that the assistant offered in the message before
+// message m: what the question is about that it ends in.
+func (d *Detector) offered(s *scratch, in Input, m int) (probs, bool) {
+	if m == 0 || in.Messages[m-1].Role != "assistant" {
+		return probs{}, false
+	}
+	text := strings.TrimRight(in.Messages[m-1].Text, " \t\r\n*_)")
+	a := max(0, len(text)-offerBytes)
+	for i := a; i < len(text)-8; i++ {
+		if c := text[i]; c == '\n' || (c == '.' || c == '!' || c == '?' || c == ':') && text[i+1] == ' ' {
+			a = i + 1
+		}
+	}
+	s.text, s.at = s.text[:0], s.at[:0]
+	s.appendAsk(text, a, len(text))
+	d.understand(s)
+	s.x.bytes = len(text) - a
+	q := d.score(s)
+	top := q.top()
+	return q, top < general && q[top] > 0.5 && (text[len(text)-1] == '?' || strings.HasSuffix(text, "？"))
+}
+
+// offerBytes is how much of an assistant's message is searched for an offer.
+const offerBytes = 300
+
+// agrees reports whether a message begins by saying yes to something.
+func agrees(text string) bool {
+	var b [24]byte
+	n := 0
+	for _, r := range text {
+		if !unicode.IsLetter(r) {
+			if n > 0 {
+				break
+			}
+			continue
+		}
+		if n+utf8.UTFMax > len(b) {
+			return false
+		}
+		n += utf8.EncodeRune(b[n:], unicode.ToLower(r))
+		if r >= 0x2E80 && n >= 6 {
+			break
+		}
+	}
+	switch string(b[:n]) {
+	case "yes", "yep", "yeah", "yup", "sure", "ok", "okay", "please", "absolutely", "definitely", "go", "do", "good", "great", "perfect", "mhm", "fine", "both", "why", "alright", "right", "sounds",
+		"ja", "gern", "gerne", "klar", "bitte", "mach", "oui", "volontiers", "avec", "vas", "allez", "si", "sí", "sì", "vale", "venga", "claro", "dale", "adelante", "certo", "volentieri", "procedi",
+		"graag", "prima", "doe", "goed", "tak", "poproszę", "jasne", "chętnie", "dobrze", "sim", "pode", "manda", "はい", "お願", "好的", "可以", "是的", "نعم", "हाँ", "हां", "जी", "haan":
+		return true
+	}
+	return false
 }
 
 // context tells the task that stands before anybody asks: what the system
@@ -261,9 +329,8 @@ func (d *Detector) speaks(concept, k int) bool {
 	if k >= classes || d.lex.concepts[concept].name == "domain" {
 		return false
 	}
-	m := &d.w.ask
-	h := mix(uint32(concept) ^ saltIdea)
-	return m.w[int(h>>(32-m.bits))*m.classes+k] > 0
+	row, ok := d.w.ask.row(mix(uint32(concept) ^ saltIdea))
+	return ok && row[k] > 0
 }
 
 // decide fills in the answer from the settled probabilities.
@@ -322,9 +389,9 @@ func (d *Detector) read(s *scratch, in Input, m int) bool {
 	text := in.Messages[m].Text
 	s.split(text)
 	d.rate(s, text)
-	s.cut(&d.w.cuts, s.lean, false)
+	s.worth = s.cut(&d.w.cuts, s.lean, anyShape)
 	if d.distrust(s, text) {
-		s.cut(&d.w.cuts, s.lean, false) // without what was taken back
+		s.worth = s.cut(&d.w.cuts, s.lean, anyShape) // without what was taken back
 		d.distrust(s, text)
 		s.injected = true
 	}
@@ -340,41 +407,80 @@ func (d *Detector) read(s *scratch, in Input, m int) bool {
 
 // agreed scores the ask. Where a message asks at both ends and the ends differ,
 // the head is believed: what stands behind a document is more often its last
-// paragraph, or an order that it brought along. With nothing to defer to, an
-// end that asks for nothing lets the other speak.
+// paragraph, or an order that it brought along. Where it seems to ask at one
+// end only, the other may contend. With nothing to defer to, an end that asks
+// for nothing lets the other speak.
 func (d *Detector) agreed(s *scratch, text string, open bool) probs {
 	n := len(s.regions) - 1
 	if n < 1 {
 		return d.score(s)
 	}
 	if !s.regions[0].ask || !s.regions[n].ask {
-		q := d.score(s)
-		if !open || q[deferring] < 0.5 || !d.other(s, text) {
+		q := d.contend(s, text)
+		if !open || q[deferring] < 0.5 || !d.recut(s, text, framed) || len(s.regions) < 3 || !s.regions[0].ask || !s.regions[2].ask {
 			return q
 		}
-		n = len(s.regions) - 1
-	}
-	if !s.regions[0].ask || !s.regions[n].ask {
-		return d.score(s)
+		n = 2
 	}
 	tail, head := d.region(s, text, n), d.region(s, text, 0)
-	if k, t := head.top(), tail.top(); k != deferring && k != general && t != deferring && k != t && head[k] > headSure {
-		return head
+	k, t := head.top(), tail.top()
+	switch {
+	case k == deferring && t != deferring:
+		return d.region(s, text, n)
+	case t == deferring && k != deferring, k != t && k < general && head[k] > headSure:
+		return d.region(s, text, 0)
 	}
 	s.gather(text)
 	d.understand(s)
 	return d.score(s)
 }
 
-// other looks for an ask at the other end too, and reports whether there is a
-// trustworthy one.
-func (d *Detector) other(s *scratch, text string) bool {
-	s.cut(&d.w.cuts, 0, true)
-	n := len(s.regions) - 1
+// contend scores the ask at one end of a message, or that at the other where
+// the cut is nearly as good and what is asked there is plainer.
+func (d *Detector) contend(s *scratch, text string) probs {
+	q, worth, other := d.score(s), s.worth, tailed
+	if s.regions[len(s.regions)-1].ask {
+		other = headed
+	}
+	if !s.regions[0].ask && other == tailed || plain(q) > plainest {
+		return q
+	}
+	if !d.recut(s, text, other) || s.worth < worth-rivalry || other == tailed && s.regions[len(s.regions)-1].joined {
+		d.recut(s, text, headed+tailed-other)
+		s.gather(text)
+		d.understand(s)
+		return q
+	}
+	s.gather(text)
+	d.understand(s)
+	if p := d.score(s); s.worth+plain(p) > worth+plain(q) {
+		return p
+	}
+	d.recut(s, text, headed+tailed-other)
+	s.gather(text)
+	d.understand(s)
+	return q
+}
+
+// recut gives the message another shape, and reports whether an ask is left.
+func (d *Detector) recut(s *scratch, text string, shape int) bool {
 	injected := s.injected
+	s.worth = s.cut(&d.w.cuts, 0, 1<<shape)
 	d.distrust(s, text)
 	s.injected = s.injected || injected
-	return n == 2 && s.regions[0].ask && s.regions[2].ask
+	return slices.ContainsFunc(s.regions, func(g region) bool { return g.ask })
+}
+
+const (
+	rivalry  = 6 // what the other end's cut may be worth less
+	plainest = 4
+)
+
+// plain is how plainly something is asked: the log-odds of the likeliest task.
+func plain(q probs) float32 {
+	q[deferring] = 0
+	v := min(max(float64(q[q.top()]), 0.02), 0.98)
+	return float32(math.Log(v / (1 - v)))
 }
 
 // region scores one region by itself.
@@ -406,7 +512,7 @@ func (d *Detector) understand(s *scratch) {
 // the system prompt already does.
 const (
 	leanOpen = -4
-	leanTold = 2
+	leanTold = 4
 )
 
 // headSure is the probability from which the head of a message is believed

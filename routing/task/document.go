@@ -7,7 +7,7 @@ const (
 	chunks = 16
 	// What it costs to say that the kind changes: little where a label, a fence
 	// or a rule announces something new.
-	changeBare  = 4
+	changeBare  = 7
 	changeShown = 1
 )
 
@@ -129,11 +129,29 @@ func (s *scratch) name() {
 	}
 }
 
+// foreign reports whether line i is an order that was put into a document.
+func (s *scratch) foreign(i int) bool {
+	return s.lines[i].cues&cueInject != 0 || i > 0 && s.lines[i].inline && s.lines[i-1].cues&cueInject != 0
+}
+
+// pieceText folds the beginning of lines [i,j) into s.text, but for orders to
+// the machine, which tell nothing of the document.
+func (s *scratch) pieceText(text string, i, j int) {
+	s.text, s.at = s.text[:0], s.at[:0]
+	for k, rest := i, chunk; k < j && rest > 0; k++ {
+		l := &s.lines[k]
+		if s.foreign(k) {
+			continue
+		}
+		s.appendText(text, l.start, min(l.end, l.start+rest))
+		rest -= l.end - l.start
+	}
+}
+
 // kind rates what a piece is.
 func (d *Detector) kind(s *scratch, text string, p *piece) {
 	i, j := p.lines[0], p.lines[1]
-	a := s.lines[i].start
-	s.text, s.at = fold(s.text[:0], s.at[:0], text[a:min(s.lines[j-1].end, a+chunk)], a)
+	s.pieceText(text, i, j)
 	s.docFeatures(&s.feat, i, j)
 	d.w.doc.logits(&s.feat, p.logp[:])
 	top := p.logp[0]

@@ -106,10 +106,12 @@ func (s *scratch) words(f *features, chars bool) {
 	prev, denied := uint32(0), 0
 	for i := 0; i < len(s.text); {
 		if s.text[i] <= space {
-			if s.text[i] != space {
-				denied = 0
-				if s.text[i] == sentence {
-					prev = saltStart
+			switch {
+			case s.text[i] == sentence:
+				denied, prev = 0, saltStart
+			case s.text[i] == comma && denied > 0:
+				if denied = 0; listed(s.text, i) {
+					denied = reach
 				}
 			}
 			i++
@@ -126,7 +128,6 @@ func (s *scratch) words(f *features, chars bool) {
 		}
 		b := bones(s.text[i:end])
 		if denied > 0 {
-			denied--
 			f.add(h ^ saltNegated ^ salt)
 		} else {
 			f.add(h ^ salt)
@@ -136,9 +137,7 @@ func (s *scratch) words(f *features, chars bool) {
 		}
 		f.add(join(prev, h) ^ saltBigram ^ salt)
 		prev = h
-		if negates(s.text[i:end]) {
-			denied = 5
-		}
+		denied = denies(s.text[i:end], denied)
 		i = end
 	}
 	f.begin(byChar)
@@ -306,12 +305,16 @@ func (s *scratch) docFeatures(f *features, i, j int) {
 	s.words(f, false)
 	f.begin(byShape)
 	var count [32]int
+	n := 0
 	for k := i; k < j; k++ {
+		if s.foreign(k) {
+			continue
+		}
+		n++
 		for b := range count {
 			count[b] += int(s.lines[k].cues >> b & 1)
 		}
 	}
-	n := j - i
 	for b, c := range count {
 		if b != 17 && c > 0 {
 			f.add(uint32(b<<4|1+min(c*4/n, 3))*0x85EBCA6B ^ saltShape)

@@ -35,6 +35,9 @@ func (d *Detector) lineText(s *scratch, text string, i int) {
 	l := &s.lines[i]
 	s.text, s.at = fold(s.text[:0], s.at[:0], text[l.start:min(l.end, l.start+longLine)], l.start)
 	d.concepts(s)
+	if (s.pos | s.neg).has(d.override) {
+		l.cues |= cueInject
+	}
 }
 
 // distrust takes back asks that talk to a machine over the reader's head: a
@@ -83,23 +86,39 @@ func (d *Detector) distrust(s *scratch, text string) bool {
 		g.start, g.end = s.lines[a].start, s.lines[b-1].end
 		left++
 	}
-	if !s.injected || left > 0 {
-		return false
-	}
-	for _, g := range s.regions {
-		for i := g.lines[0]; i < g.lines[1]; i++ {
+	if s.injected && left == 0 {
+		for i := range s.lines {
 			if l := &s.lines[i]; l.suspect > 0 {
 				l.fixed, l.score = true, forcedDoc
 			}
 		}
+		return true
 	}
-	return true
+	s.merge()
+	return false
+}
+
+// merge joins documents that touch.
+func (s *scratch) merge() {
+	out := s.regions[:0]
+	for _, g := range s.regions {
+		if n := len(out) - 1; n >= 0 && !g.ask && !out[n].ask {
+			out[n].end, out[n].lines[1] = g.end, g.lines[1]
+			continue
+		}
+		out = append(out, g)
+	}
+	s.regions = out
 }
 
 // suspect marks the lines of an ask that talk to a machine, whole paragraphs at
 // a time, and counts those that do not.
 func (d *Detector) suspect(s *scratch, text string, g *region) int {
-	for i := g.lines[0]; i < g.lines[1]; i++ {
+	first := g.lines[0]
+	for n := 0; n < 4 && first > 0 && s.lines[first].inline; n++ {
+		first-- // an order may begin in the sentence before
+	}
+	for i := first; i < g.lines[1]; i++ {
 		l := &s.lines[i]
 		d.lineText(s, text, i)
 		l.suspect = 0
@@ -109,7 +128,7 @@ func (d *Detector) suspect(s *scratch, text string, g *region) int {
 		case found.has(d.vocative):
 			l.suspect = 1
 		}
-		if i > g.lines[0] && !l.gap {
+		if i > first && !l.gap {
 			l.suspect = max(l.suspect, s.lines[i-1].suspect)
 		}
 	}

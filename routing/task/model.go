@@ -1,6 +1,7 @@
 package task
 
 import (
+	"bytes"
 	_ "embed" // the trained tables
 	"encoding/binary"
 	"errors"
@@ -13,13 +14,25 @@ var weightsFile []byte
 // ErrWeights is returned for weights that do not fit this program.
 var ErrWeights = errors.New("task: weights of another format")
 
-// linear is a multinomial logistic regression over hashed features.
+// linear is a multinomial logistic regression over hashed features. Every row
+// belongs to one feature and bears a mark of it, so that a word never seen does
+// not speak with the voice of another.
 type linear struct {
 	bits, classes int
 	w             []int8 // rows of classes
+	marks         []uint8
 	scale         float32
 	bias          []float32
 }
+
+// row finds the row of a feature, or reports that there is none.
+func (m *linear) row(h uint32) ([]int8, bool) {
+	i := int(h >> (32 - m.bits))
+	return m.w[i*m.classes:][:m.classes], m.marks[i] == mark(h)
+}
+
+// mark is what tells the features of a row apart; 0 marks an empty row.
+func mark(h uint32) uint8 { return max(uint8(h), 1) }
 
 // gains of the groups: what a group's scaled sum is multiplied by.
 var gains = [groups]float32{byWord: 1, byChar: 1, byIdea: 1.5, byShape: 0.5} //nolint:gochecknoglobals // compiled table
@@ -36,20 +49,23 @@ func value(g, n int) float32 {
 func (m *linear) logits(f *features, z []float32) {
 	copy(z, m.bias)
 	var sum [classes + 2]int32
-	shift := 32 - m.bits
 	for g := range groups {
-		hs := f.hash[f.group[g]:f.group[g+1]]
-		if len(hs) == 0 {
-			continue
-		}
+		known := 0
 		clear(sum[:])
-		for _, h := range hs {
-			row := m.w[int(h>>shift)*m.classes:][:m.classes]
+		for _, h := range f.hash[f.group[g]:f.group[g+1]] {
+			row, ok := m.row(h)
+			if !ok {
+				continue
+			}
+			known++
 			for k, w := range row {
 				sum[k] += int32(w)
 			}
 		}
-		v := value(g, len(hs)) * m.scale
+		if known == 0 {
+			continue
+		}
+		v := value(g, known) * m.scale
 		for k := range m.classes {
 			z[k] += v * float32(sum[k])
 		}
@@ -58,9 +74,9 @@ func (m *linear) logits(f *features, z []float32) {
 
 // Weights are the trained tables in the form that is embedded.
 //
-// The file is "TNR1", then for each of the four models its number of address
+// The file is "TNR2", then for each of the four models its number of address
 // bits, its number of classes, its scale and biases as float32, little endian,
-// and its rows of int8; last the temperature and the thresholds.
+// its rows of int8 and their marks; then what cuts are worth, last the temperature and the thresholds.
 type weights struct {
 	ask, system, line, doc linear
 	cuts                   cuts
@@ -78,7 +94,7 @@ func (c *cuts) all() []*float32 {
 	return out
 }
 
-const magic = "TNR1"
+const magic = "TNR2"
 
 func (w *weights) models() []*linear { return []*linear{&w.ask, &w.system, &w.line, &w.doc} }
 
@@ -94,6 +110,7 @@ func (w *weights) marshal() []byte {
 		for _, v := range m.w {
 			b = append(b, byte(v))
 		}
+		b = append(b, m.marks...)
 	}
 	for _, v := range w.cuts.all() {
 		f32(*v)
@@ -143,6 +160,11 @@ func (w *weights) unmarshal(b []byte) error {
 			m.w[i] = int8(b[i])
 		}
 		b = b[n:]
+		if len(b) < 1<<m.bits {
+			return ErrWeights
+		}
+		m.marks = bytes.Clone(b[:1<<m.bits])
+		b = b[1<<m.bits:]
 	}
 	for _, v := range w.cuts.all() {
 		*v = f32()

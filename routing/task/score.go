@@ -14,8 +14,13 @@ func (d *Detector) concepts(s *scratch) {
 	denied := 0 // words left under a negation
 	for i := 0; i < len(s.text); {
 		if s.text[i] <= space {
-			if s.text[i] != space {
+			switch {
+			case s.text[i] == sentence:
 				denied = 0
+			case s.text[i] == comma && denied > 0:
+				if denied = 0; listed(s.text, i) {
+					denied = reach
+				}
 			}
 			i++
 			continue
@@ -44,12 +49,7 @@ func (d *Detector) concepts(s *scratch) {
 				}
 			}
 		}
-		if denied > 0 {
-			denied--
-		}
-		if negates(s.text[i:end]) {
-			denied = 5
-		}
+		denied = denies(s.text[i:end], denied)
 		i = end
 	}
 	s.neg &^= s.pos
@@ -71,13 +71,39 @@ func (d *Detector) order(s *scratch) {
 	}
 }
 
-// negates reports whether a folded word denies what follows it.
-func negates(w []byte) bool {
+// reach is how many words a negation denies.
+const reach = 5
+
+// denies tells how many words are denied from the word w on, of which left were
+// denied before it. What follows "but" or "only" is meant.
+func denies(w []byte, left int) int {
 	switch string(w) {
 	case "not", "dont", "no", "never", "without", "isnt", "wasnt", "doesnt", "didnt", "arent", "cannot", "cant", "wont", "nothing", "neither", "nor", "skip", "ignore", "forget", "stop",
-		"nicht", "kein", "keine", "keinen", "keiner", "ohne", "pas", "sans", "aucun", "aucune", "ni", "sin", "ningun", "ninguna", "non", "senza", "nessun", "nessuna", "niet", "geen", "zonder",
-		"nie", "bez", "zadnego", "nao", "sem", "nenhum", "nenhuma":
-		return true
+		"nicht", "kein", "keine", "keinen", "keiner", "ohne", "statt", "anstatt", "pas", "sans", "aucun", "aucune", "ni", "sin", "ningun", "ninguna", "non", "senza", "nessun", "nessuna", "niet", "geen", "zonder",
+		"nie", "bez", "zamiast", "zadnego", "nao", "sem", "nenhum", "nenhuma":
+		return reach
+	case "but", "just", "only", "rather", "instead", "sondern", "nur", "bloss", "mais", "seulement", "juste", "plutot", "sino", "solo", "soltanto", "maar", "alleen", "ale", "tylko", "lecz", "mas", "apenas", "somente":
+		return 0
+	}
+	return max(left-1, 0)
+}
+
+// listed reports whether the comma at text[i] stands in a list that goes on
+// with "or" or ends in it: "do not parse, rate or rank".
+func listed(text []byte, i int) bool {
+	for words := 0; i < len(text) && text[i] != sentence && words < 4; words++ {
+		for i < len(text) && (text[i] == space || text[i] == comma) {
+			i++
+		}
+		end := i
+		for end < len(text) && text[end] > space {
+			end++
+		}
+		switch string(text[i:end]) {
+		case "or", "nor", "oder", "ou", "o", "ni", "noch", "of", "lub", "ani", "czy":
+			return words > 0
+		}
+		i = end
 	}
 	return false
 }
@@ -90,9 +116,16 @@ func (d *Detector) score(s *scratch) probs {
 	for k := range classes {
 		z[k] /= d.w.temperature
 	}
+	if s.x.docs == [8]int{} && !s.x.history && !(s.pos | s.neg).has(d.domain) {
+		z[general] += elsewhere
+	}
 	d.own.add(s, &z)
 	return d.softmax(z)
 }
+
+// elsewhere is what speaks for general where nothing is pasted, nothing came
+// before and no word of the trade is said.
+const elsewhere = 1
 
 // standing tells the task a system prompt states, all of its mass deferring
 // when it states none or several.
@@ -166,6 +199,22 @@ func (p probs) alone() probs {
 	}
 	return p
 }
+
+// beside lowers the odds that an ask defers which stands beside a document in
+// a message that has nothing to defer to.
+func (p probs) beside() probs {
+	d := p[deferring]
+	q := d / (d + deferOdds*(1-d))
+	for k := range p {
+		if k != deferring {
+			p[k] *= (1 - q) / max(1-d, 1e-6)
+		}
+	}
+	p[deferring] = q
+	return p
+}
+
+const deferOdds = 4
 
 // settle gives the mass of a deferring ask to what it defers to.
 func (p probs) settle(to probs) probs {

@@ -384,7 +384,7 @@ func (s *scratch) structure(text string) {
 			s.fix(i, j+1, forcedAsk, false)
 			i = j
 		default:
-			s.fix(i, j+1, forcedDoc, true)
+			s.fix(i, j+1, forcedDoc, name != "!--") // a comment is no document of its own
 			i = j
 		}
 	}
@@ -486,16 +486,24 @@ const (
 	shapes
 )
 
-// cut finds the three parts and appends their regions. lean is added to what
-// it is worth to find no ask at all; with both, there is one at either end.
-func (s *scratch) cut(c *cuts, lean float32, both bool) {
+// anyShape admits every shape to a cut.
+const anyShape = 1<<shapes - 1
+
+// cut finds the three parts in one of the shapes of the set allow, appends
+// their regions and returns what the cut is worth. lean is added to what it is
+// worth to find no ask at all.
+func (s *scratch) cut(c *cuts, lean float32, allow int) float32 {
 	s.regions = s.regions[:0]
 	n := len(s.lines)
 	if n == 0 {
-		return
+		return 0
 	}
+	admit := func(shape int) bool { return allow>>shape&1 != 0 }
 	// lines[k].best is the best head among the first k+1 lines.
-	shape, total := bare, c.shape[bare]+lean
+	shape, total := bare, float32(math.Inf(-1))
+	if admit(bare) {
+		total = c.shape[bare] + lean
+	}
 	head, inHead, sum := 0, float32(math.Inf(-1)), float32(0)
 	for i := 1; i < n; i++ {
 		s.lines[i-1].best, s.lines[i-1].bestAt = inHead, head
@@ -506,14 +514,11 @@ func (s *scratch) cut(c *cuts, lean float32, both bool) {
 	}
 	s.lines[n-1].best, s.lines[n-1].bestAt = inHead, head
 	sum += s.lines[n-1].score
-	if v := sum + c.shape[whole]; v > total {
+	if v := sum + c.shape[whole]; v > total && admit(whole) {
 		shape, total = whole, v
 	}
-	if v := inHead + c.shape[headed]; v > total {
+	if v := inHead + c.shape[headed]; v > total && admit(headed) {
 		shape, total = headed, v
-	}
-	if both {
-		shape, total = bare, float32(math.Inf(-1))
 	}
 	tail := n
 	first, last := head, n
@@ -521,10 +526,10 @@ func (s *scratch) cut(c *cuts, lean float32, both bool) {
 	for j := n - 1; j > 0; j-- {
 		sum += s.lines[j].score
 		v := sum + c.tail[s.place(j)]
-		if u := v + c.shape[tailed]; u > total && !both {
+		if u := v + c.shape[tailed]; u > total && admit(tailed) {
 			shape, total, last = tailed, u, j
 		}
-		if u := v + c.shape[framed] + s.lines[j].best; u > total {
+		if u := v + c.shape[framed] + s.lines[j].best; u > total && admit(framed) {
 			shape, total, first, last = framed, u, s.lines[j].bestAt, j
 		}
 	}
@@ -543,6 +548,7 @@ func (s *scratch) cut(c *cuts, lean float32, both bool) {
 	s.region(0, head, true, false)
 	s.region(head, tail, false, false)
 	s.region(tail, n, true, true)
+	return total
 }
 
 // place tells how a cut before line i falls.

@@ -41,8 +41,8 @@ const doubt = 0.3
 // Address bits of the tables: 229, 57, 16 and 32 kB.
 const (
 	askBits    = 15
-	systemBits = 13
-	lineBits   = 14
+	systemBits = 14
+	lineBits   = 15
 	docBits    = 12
 )
 
@@ -106,8 +106,7 @@ func train(c Corpus) (*Detector, error) {
 			for j < len(s.lines) && s.lines[j].end-s.lines[i].start < chunk {
 				j++
 			}
-			a := s.lines[i].start
-			s.text, s.at = fold(s.text[:0], s.at[:0], t.Text[a:min(s.lines[j-1].end, a+chunk)], a)
+			s.pieceText(t.Text, i, j)
 			s.docFeatures(&s.feat, i, j)
 			docs[t.Fold] = append(docs[t.Fold], s.feat.row(k))
 			i = j
@@ -132,9 +131,9 @@ func train(c Corpus) (*Detector, error) {
 		systems = append(systems, s.feat.row(k))
 	}
 
-	for _, x := range c.Samples {
+	for n, x := range c.Samples {
 		m, ok := newest(x.Input)
-		if !ok || x.Asks == nil {
+		if !ok || x.Asks == nil || n%2 > 0 { // every other is enough
 			continue
 		}
 		text := x.Messages[m].Text
@@ -182,12 +181,14 @@ func train(c Corpus) (*Detector, error) {
 		}
 		if x.Asks != nil {
 			if len(x.Asks) == 0 {
-				// What the line model may take for an ask at the end of a bare
-				// document is no ask at all.
-				d.told(s, x.Messages[m].Text, s.ending())
-				s.askFeatures(&s.feat, s.x)
-				asks = append(asks, s.feat.row(deferring))
-				asks[len(asks)-1].fold = x.Fold & 1
+				// What the line model may take for an ask at either end of a
+				// bare document is no ask at all.
+				for _, end := range s.endings() {
+					d.told(s, x.Messages[m].Text, []Span{end})
+					s.askFeatures(&s.feat, s.x)
+					asks = append(asks, s.feat.row(deferring))
+					asks[len(asks)-1].fold = x.Fold & 1
+				}
 				continue
 			}
 			// Learn from the ask as it was written, not from what the cut took
@@ -203,15 +204,15 @@ func train(c Corpus) (*Detector, error) {
 		asks = append(asks, s.feat.row(k))
 		asks[len(asks)-1].fold = x.Fold & 1
 	}
-	d.w.system = fit(systems, classes, systemBits, l, 12, 2)
+	d.w.system = fit(systems, classes, systemBits, l, systemEpochs, 2)
 	d.w.temperature = temper(asks, l)
 	d.w.ask = fit(asks, classes, askBits, l, askEpochs, 4)
 	return d, nil
 }
 
-// ending returns the last paragraph's lines of the message in s.lines, three at
-// most.
-func (s *scratch) ending() []Span {
+// endings returns the last paragraph of the message in s.lines, three lines at
+// most, and its first and last lines.
+func (s *scratch) endings() []Span {
 	n := len(s.lines)
 	if n == 0 {
 		return nil
@@ -220,7 +221,8 @@ func (s *scratch) ending() []Span {
 	for i > 0 && n-i < 3 && !s.lines[i].gap {
 		i--
 	}
-	return []Span{{Start: s.lines[i].start, End: s.lines[n-1].end}}
+	first, last := s.lines[0], s.lines[n-1]
+	return []Span{{Start: s.lines[i].start, End: last.end}, {Start: first.start, End: first.end}, {Start: last.start, End: last.end}}
 }
 
 // told puts the asks of a composed request into s.text.
@@ -238,6 +240,15 @@ func (d *Detector) told(s *scratch, text string, asks []Span) {
 // Singer 2011) and quantises it. The lexicon's priors, when given, are where
 // the concepts start from.
 func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) linear {
+	o := newOwners(bits, classes)
+	for i := range rows {
+		o.count(&rows[i], rows[i].class)
+	}
+	o.choose()
+	rows = slices.Clone(rows)
+	for i := range rows {
+		rows[i] = o.keep(&rows[i])
+	}
 	w := make([]float32, classes<<bits)
 	g := make([]float32, len(w))
 	bias, gb := make([]float32, classes), make([]float32, classes)
@@ -247,6 +258,9 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 		for k, c := range l.concepts {
 			f.reset()
 			f.add(uint32(k) ^ saltIdea)
+			if !o.owns(f.hash[0]) {
+				continue
+			}
 			for t, v := range c.prior {
 				w[int(f.hash[0]>>shift)*classes+t] += v
 			}
@@ -284,6 +298,9 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 				p[k] = math.Exp(z[k] - top)
 				sum += p[k]
 			}
+			if p[r.class] > sure*sum {
+				continue // nothing to learn
+			}
 			for k := range p {
 				p[k] /= sum
 				if k == r.class {
@@ -314,17 +331,19 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 			}
 		}
 	}
-	return quantised(mean, bias, bits)
+	return quantised(mean, bias, o)
 }
 
 // How the tables are learned. Dropping features makes the many weak cues count
 // beside the few strong ones: measured across authors it is worth one point.
 const (
-	rate       = 0.25
-	decay      = 2e-6
-	dropped    = 0.4
-	askEpochs  = 20
-	lineEpochs = 5
+	rate         = 0.25
+	decay        = 2e-6
+	dropped      = 0.4
+	sure         = 0.98
+	askEpochs    = 20
+	systemEpochs = 8
+	lineEpochs   = 4
 )
 
 // thin copies a row into to, without a share of its features.
@@ -402,6 +421,26 @@ type cutting []step
 // (Lafferty, McCallum and Pereira 2001) over the few shapes that a message may
 // have: the likelihood is that of the cut, not of its lines one by one.
 func fitCuts(all []cutting, bits, epochs int, seed uint64) (linear, cuts) {
+	o := newOwners(bits, 2)
+	for _, m := range all {
+		for i := range m {
+			if !m[i].given {
+				class := 0
+				if m[i].ask {
+					class = 1
+				}
+				o.count(&m[i].row, class)
+			}
+		}
+	}
+	o.choose()
+	for _, m := range all {
+		for i := range m {
+			if !m[i].given {
+				m[i].row = o.keep(&m[i].row)
+			}
+		}
+	}
 	w, g, mean := make([]float32, 1<<bits), make([]float32, 1<<bits), make([]float32, 1<<bits)
 	shift := 32 - bits
 	var bias, gb float32
@@ -483,7 +522,7 @@ func fitCuts(all []cutting, bits, epochs int, seed uint64) (linear, cuts) {
 			}
 		}
 	}
-	return quantised(mean, []float32{bias}, bits), mc
+	return quantised(mean, []float32{bias}, o), mc
 }
 
 // truth enters the shape and the places of the cut as it is.
@@ -588,9 +627,14 @@ func marginals(m cutting, c *cuts, x, pa, hs, ts []float64, p *cuts) {
 	}
 }
 
-// quantised rounds a model of one class to bytes.
-func quantised(w, bias []float32, bits int) linear {
-	m := linear{bits: bits, classes: len(bias), bias: bias, w: make([]int8, len(w))}
+// quantised rounds a model to bytes.
+func quantised(w, bias []float32, o *owners) linear {
+	m := linear{bits: o.bits, classes: len(bias), bias: bias, w: make([]int8, len(w)), marks: make([]uint8, len(o.slot))}
+	for i, h := range o.slot {
+		if h != 0 {
+			m.marks[i] = mark(h)
+		}
+	}
 	var most float32
 	for _, x := range w {
 		most = max(most, x, -x)
@@ -600,4 +644,102 @@ func quantised(w, bias []float32, bits int) linear {
 		m.w[i] = int8(math.Round(float64(x / m.scale)))
 	}
 	return m
+}
+
+// owners chooses which feature each row of a table belongs to: of those that
+// fall into it, the one that tells the classes apart best.
+type owners struct {
+	bits, classes int
+	key           []uint32 // an open table of all features
+	n             []uint32 // rows of classes: how often each was met
+	used          int
+	total         []float64
+	slot          []uint32 // by row of the model, the hash of its feature
+}
+
+func newOwners(bits, classes int) *owners {
+	return &owners{bits: bits, classes: classes, key: make([]uint32, 1<<16), n: make([]uint32, classes<<16), total: make([]float64, classes), slot: make([]uint32, 1<<bits)}
+}
+
+func (o *owners) find(h uint32) int {
+	i := int(h*0x85EBCA6B>>7) & (len(o.key) - 1)
+	for o.key[i] != 0 && o.key[i] != h {
+		i = (i + 1) & (len(o.key) - 1)
+	}
+	return i
+}
+
+func (o *owners) count(r *row, class int) {
+	o.total[class]++
+	for _, h := range r.hash {
+		if h == 0 {
+			continue
+		}
+		i := o.find(h)
+		if o.key[i] == 0 {
+			if o.used*2 > len(o.key) {
+				o.grow()
+				i = o.find(h)
+			}
+			o.key[i] = h
+			o.used++
+		}
+		o.n[i*o.classes+class]++
+	}
+}
+
+func (o *owners) grow() {
+	key, n := o.key, o.n
+	o.key, o.n = make([]uint32, 2*len(key)), make([]uint32, 2*len(n))
+	for i, h := range key {
+		if h != 0 {
+			copy(o.n[o.find(h)*o.classes:][:o.classes], n[i*o.classes:][:o.classes])
+			o.key[o.find(h)] = h
+		}
+	}
+}
+
+// choose settles the owners by the likelihood ratio (G) of a feature's classes
+// against those of all.
+func (o *owners) choose() {
+	best := make([]float64, len(o.slot))
+	var all float64
+	for _, v := range o.total {
+		all += v
+	}
+	for i, h := range o.key {
+		if h == 0 {
+			continue
+		}
+		var n, g float64
+		for _, c := range o.n[i*o.classes:][:o.classes] {
+			n += float64(c)
+		}
+		for k, c := range o.n[i*o.classes:][:o.classes] {
+			if c > 0 {
+				g += float64(float64(c) * math.Log(float64(float64(c)*all)/float64(n*o.total[k])))
+			}
+		}
+		at := h >> (32 - o.bits)
+		if g > best[at] || g == best[at] && h > o.slot[at] {
+			best[at], o.slot[at] = g, h
+		}
+	}
+}
+
+func (o *owners) owns(h uint32) bool { return h != 0 && o.slot[h>>(32-o.bits)] == h }
+
+// keep returns a row with the features that have a row of their own.
+func (o *owners) keep(r *row) row {
+	t := row{class: r.class, fold: r.fold, hash: make([]uint32, 0, len(r.hash)/2)}
+	for g := range groups {
+		t.group[g] = len(t.hash)
+		for _, h := range r.hash[r.group[g]:r.group[g+1]] {
+			if o.owns(h) {
+				t.hash = append(t.hash, h)
+			}
+		}
+	}
+	t.group[groups] = len(t.hash)
+	return t
 }

@@ -163,7 +163,7 @@ func (c *Corpus) Compose() []Request {
 		if len(a.Docs) == 0 || m.rng.IntN(5) == 0 {
 			out = append(out, m.request(a, a.Text, nil, "alone"))
 		}
-		if m.rng.IntN(3) == 0 {
+		if m.rng.IntN(4) == 0 {
 			out = append(out, m.later(m.request(a, a.Text, nil, "alone")))
 		}
 		noisy := m.noise(a.Text)
@@ -172,11 +172,8 @@ func (c *Corpus) Compose() []Request {
 			out = append(out, m.request(a, noisy, nil, "alone"))
 			continue
 		}
-		out = append(out,
-			m.request(a, a.Text, docs, "after"),
-			m.request(a, a.Text, docs, "before"),
-			m.request(a, noisy, docs, Places[m.rng.IntN(2)]))
-		if len(docs) > 1 {
+		out = append(out, m.request(a, a.Text, docs, Places[m.rng.IntN(2)]), m.request(a, noisy, docs, Places[m.rng.IntN(2)]))
+		if m.rng.IntN(4) == 0 {
 			out = append(out, m.request(a, a.Text, docs, "around"))
 		}
 		if len(general) > 0 && m.rng.IntN(3) == 0 {
@@ -242,7 +239,7 @@ func one(text string) task.Input {
 }
 
 func (m *composer) request(a Ask, text string, docs []string, place string) Request {
-	r := Request{ID: a.ID, Flags: a.Flags, Sample: task.Sample{Label: a.Label, Fold: m.fold, Plain: text == a.Text && place == "after"}, Slice: place, Lang: a.Lang}
+	r := Request{ID: a.ID, Flags: a.Flags, Sample: task.Sample{Label: a.Label, Fold: m.fold, Plain: text == a.Text && (place == Places[0] || place == Places[1])}, Slice: place, Lang: a.Lang}
 	if text != a.Text {
 		r.Slice += " misspelt"
 	}
@@ -251,7 +248,7 @@ func (m *composer) request(a Ask, text string, docs []string, place string) Requ
 		r.Asks = []task.Span{{Start: 0, End: len(text)}}
 		return r
 	}
-	gap := []string{"\n\n", "\n\n", "\n\n", "\n", "\n", " "}[m.rng.IntN(6)]
+	gap := []string{"\n\n", "\n\n", "\n\n", "\n\n", "\n\n", "\n\n", "\n\n", "\n", "\n", " "}[m.rng.IntN(10)]
 	doc, framed := m.paste(docs, a.Lang)
 	if framed && gap == " " {
 		gap = "\n"
@@ -344,37 +341,35 @@ func (m *composer) several(asks []Ask) []Request {
 	var out []Request
 	for _, a := range short {
 		m.seed(a.ID + "+")
-		for range 2 {
-			b := short[m.rng.IntN(len(short))]
-			if b.Label == a.Label {
-				continue
-			}
-			x, y := strings.TrimRight(a.Text, ".!?"), strings.TrimRight(b.Text, ".!?")
-			steps := m.rng.IntN(2) == 0
-			var text string
-			if steps {
-				form := chains[m.rng.IntN(len(chains))]
-				text = strings.NewReplacer("A", x, "B", lower(y)).Replace(form)
-			} else {
-				form := lists[m.rng.IntN(len(lists))]
-				text = strings.NewReplacer("A", x, "B", lower(y)).Replace(form)
-			}
-			label := b.Label
-			if !steps {
-				label = rank[min(slices.Index(rank, a.Label), slices.Index(rank, b.Label))]
-			}
-			docs := slices.Concat(a.Docs, b.Docs)
-			slices.Sort(docs)
-			docs = slices.Compact(docs)
-			j := Ask{ID: a.ID, Text: text, Label: label, Lang: "en", Docs: docs}
-			place := ""
-			if len(docs) > 0 {
-				place = Places[m.rng.IntN(2)]
-			}
-			r := m.request(j, text, docs, place)
-			r.Slice = "several"
-			out = append(out, r)
+		b := short[m.rng.IntN(len(short))]
+		if b.Label == a.Label {
+			continue
 		}
+		x, y := strings.TrimRight(a.Text, ".!?"), strings.TrimRight(b.Text, ".!?")
+		steps := m.rng.IntN(2) == 0
+		var text string
+		if steps {
+			form := chains[m.rng.IntN(len(chains))]
+			text = strings.NewReplacer("$1", x, "$2", lower(y)).Replace(form)
+		} else {
+			form := lists[m.rng.IntN(len(lists))]
+			text = strings.NewReplacer("$1", x, "$2", lower(y)).Replace(form)
+		}
+		label := b.Label
+		if !steps {
+			label = rank[min(slices.Index(rank, a.Label), slices.Index(rank, b.Label))]
+		}
+		docs := slices.Concat(a.Docs, b.Docs)
+		slices.Sort(docs)
+		docs = slices.Compact(docs)
+		j := Ask{ID: a.ID, Text: text, Label: label, Lang: "en", Docs: docs}
+		place := ""
+		if len(docs) > 0 {
+			place = Places[m.rng.IntN(2)]
+		}
+		r := m.request(j, text, docs, place)
+		r.Slice = "several"
+		out = append(out, r)
 	}
 	return out
 }
@@ -386,14 +381,14 @@ func lower(s string) string {
 	return s
 }
 
-// How steps and lists are worded. A and B stand for the asks.
+// How steps and lists are worded. $1 and $2 stand for the asks.
 var (
 	chains = []string{ //nolint:gochecknoglobals // compiled table
-		"A, then B.", "First A. Then B.", "A and then B", "A. Based on that, B.", "A; once you have that, B", "Step 1: A. Step 2: B.", "A. Using the result, B.", "A. After that B.", "A, and based on the result B", "first A, finally B",
-		"A. When that's done, B.", "A. With that, B", "A. Afterwards B, that is all I need back", "A (keep it to yourself), then B", "A. From that, B.", "Two steps. A. Then B.",
+		"$1, then $2.", "First $1. Then $2.", "$1 and then $2", "$1. Based on that, $2.", "$1; once you have that, $2", "Step 1: $1. Step 2: $2.", "$1. Using the result, $2.", "$1. After that $2.", "$1, and based on the result $2", "first $1, finally $2",
+		"$1. When that's done, $2.", "$1. With that, $2", "$1. Afterwards $2, that is all I need back", "$1 (keep it to yourself), then $2", "$1. From that, $2.", "Two steps. $1. Then $2.",
 	}
 	lists = []string{ //nolint:gochecknoglobals // compiled table
-		"A. Also B.", "A and B", "1. A\n2. B", "a) A\nb) B", "(1) A, (2) B", "Two things: A; B", "I need: A, and B", "A + B", "- A\n- B", "Please do both: A; B.", "Give me, separately: 1) A 2) B", "A, plus B", "A as well as B",
+		"$1. Also $2.", "$1 and $2", "1. $1\n2. $2", "a) $1\nb) $2", "(1) $1, (2) $2", "Two things: $1; $2", "I need: $1, and $2", "$1 + $2", "- $1\n- $2", "Please do both: $1; $2.", "Give me, separately: 1) $1 2) $2", "$1, plus $2", "$1 as well as $2",
 	}
 )
 
