@@ -508,3 +508,144 @@ func BenchmarkHit(b *testing.B) {
 		r.Close()
 	}
 }
+
+// A store that is full of answers that are read takes in new ones: they are not
+// frozen out by the counts of those that came first.
+func TestNewcomersEnterAFullStore(t *testing.T) {
+	const size = 256 << 10
+	s, err := newStore(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	make1K := func(name string, i int) *entry {
+		return &entry{key: KeyOf([]byte(name), fmt.Append(nil, i)), chunks: [][]byte{make([]byte, 1<<10)}}
+	}
+	var old []*entry
+	for i := range size / (1<<10 + entryOverhead) {
+		e := make1K("old", i)
+		s.put(e, time.Hour)
+		old = append(old, e)
+	}
+	for range 5 {
+		for _, e := range old {
+			s.get(e.key)
+		}
+	}
+	const newcomers = 100
+	visible := 0
+	for i := range newcomers {
+		e := make1K("new", i)
+		for range 3 { // asked for, made, and asked for again
+			if _, ok := s.get(e.key); ok {
+				visible++
+				break
+			}
+			s.put(e, time.Hour)
+		}
+	}
+	if visible < newcomers/2 {
+		t.Errorf("%d of %d newcomers were kept after they were asked for three times", visible, newcomers)
+	}
+}
+
+// What is kept costs what it holds: the store's bytes are not exceeded by much,
+// whatever the entries' sizes.
+func TestCostIsWhatIsHeld(t *testing.T) {
+	const size = 1 << 20
+	for _, chunk := range []int{1, 100, 1000, size/largestShare - entryOverhead - 100} {
+		s, err := newStore(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 * size / (chunk + entryOverhead) {
+			s.put(&entry{key: KeyOf(fmt.Append(nil, i)), chunks: [][]byte{make([]byte, chunk)}}, time.Hour)
+		}
+		held := 0
+		s.mu.Lock()
+		for e := range s.live {
+			held += cap(e.chunks[0]) + entryOverhead
+		}
+		s.mu.Unlock()
+		if held > size || held < size/2 {
+			t.Errorf("chunks of %d: %d bytes are held of %d", chunk, held, size)
+		}
+		s.close()
+	}
+}
+
+// A slow reader delays nobody: another one of the same flight, and the work
+// itself, go on without it.
+func TestSlowFollowerDelaysNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Bytes: 1 << 20})
+		q := Request{Key: KeyOf([]byte("q"))}
+		began := time.Now()
+		first, o1, _ := c.Do(q, speak(time.Second, time.Hour, "a", "b", "c"))
+		slow, o2, _ := c.Do(q, nil)
+		if chunk, err := slow.Next(t.Context()); err != nil || string(chunk) != "a" {
+			t.Fatalf("%q, %v", chunk, err)
+		}
+		want(t, first, o1, Miss, "abc")
+		if took := time.Since(began); took != 3*time.Second {
+			t.Errorf("the fast reader took %v, want 3s", took)
+		}
+		time.Sleep(time.Minute)
+		third, o3, _ := c.Do(q, nil)
+		want(t, third, o3, Hit, "abc")
+		want(t, slow, o2, Shared, "bc")
+	})
+}
+
+// Close beside many callers neither panics nor hangs: ristretto does not bear a
+// Set after its Close.
+func TestCloseUnderLoad(t *testing.T) {
+	for range 20 {
+		c, err := New(Config{Bytes: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for i := range 16 {
+			wg.Go(func() {
+				for n := range 100 {
+					r, _, _ := c.Do(Request{Key: KeyOf(fmt.Append(nil, i, n)), Refresh: n%2 == 0}, func(_ context.Context, rec *Recording) (time.Duration, error) {
+						rec.Append([]byte("answer"))
+						return time.Hour, nil
+					})
+					_, _ = text(r) // an answer, or ErrClosed
+					r.Close()
+					c.Drop(Owner{Tenant: "nobody"})
+				}
+			})
+		}
+		c.Close()
+		wg.Wait()
+	}
+}
+
+// TestAllocationsOfAHit: what a hit takes does not depend on the answer.
+func TestAllocationsOfAHit(t *testing.T) {
+	if raceEnabled {
+		t.Skip("under the race detector sync.Pool drops at random, and ristretto lives on one")
+	}
+	c := open(t, Config{Bytes: 1 << 20})
+	q := Request{Key: KeyOf([]byte("q"))}
+	r, _, _ := c.Do(q, speak(0, time.Hour, strings.Split(strings.Repeat("word ", 100), " ")...))
+	if _, err := text(r); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	got := testing.AllocsPerRun(1000, func() {
+		r, _, _ := c.Do(q, nil)
+		for range 50 {
+			if _, err := r.Next(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.Close()
+	})
+	if most := 6.0; got > most {
+		t.Errorf("%v allocations, want at most %v", got, most)
+	}
+}

@@ -14,6 +14,9 @@ type store struct {
 	ristretto *ristretto.Cache[[]byte, *entry]
 	maxItem   int64
 
+	closing sync.RWMutex // held against close: what waits for ristretto then waits for ever
+	closed  bool
+
 	mu   sync.Mutex
 	live map[*entry]struct{} // what ristretto holds: it cannot be asked
 }
@@ -91,6 +94,11 @@ func (s *store) put(e *entry, ttl time.Duration) {
 
 // drop lets go of the entries of an owner, and counts them.
 func (s *store) drop(o Owner) int {
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.closed {
+		return 0
+	}
 	s.mu.Lock()
 	var keys []Key
 	for e := range s.live {
@@ -106,4 +114,10 @@ func (s *store) drop(o Owner) int {
 	return len(keys)
 }
 
-func (s *store) close() { s.ristretto.Close() }
+// close must come after the last put.
+func (s *store) close() {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	s.closed = true
+	s.ristretto.Close()
+}
