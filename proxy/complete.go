@@ -30,6 +30,7 @@ func (s *Server) complete(ep endpoint) func(*exchange) error {
 			return err
 		}
 		request, err := ep.decode(body, s.cfg.Limits)
+		x.decoded()
 		if err != nil {
 			return err
 		}
@@ -173,9 +174,11 @@ func (s *Server) cacheRequest(x *exchange, ep endpoint, j *job, digest string, c
 	if digest == "" {
 		return cache.Request{} // the model's weights are not known yet
 	}
-	options := j.request.AppendKey(nil, j.params)
+	options := s.buffers.take(0)
+	defer s.buffers.give(options)
+	options.bytes = j.request.AppendKey(options.bytes, j.params)
 	return cache.Request{
-		Key:    cache.KeyOf([]byte(keyVersion), []byte(x.tenant), []byte(ep.name), []byte(j.decision.Task), []byte(digest), options),
+		Key:    cache.KeyOf([]byte(keyVersion), []byte(x.tenant), []byte(ep.name), []byte(j.decision.Task), []byte(digest), options.bytes),
 		Owner:  cache.Owner{Tenant: x.tenant, Task: j.decision.Task},
 		MaxAge: control.maxAge, Refresh: control.noCache, Rank: int(j.class),
 	}

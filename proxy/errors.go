@@ -64,6 +64,14 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// append appends the error in the form that the request's client reads.
+func (e *Error) append(dst []byte, r *http.Request) []byte {
+	if isNative(r) {
+		return e.Refusal.AppendNative(dst)
+	}
+	return e.Refusal.AppendJSON(dst)
+}
+
 // Causes with which the pipeline ends work.
 var (
 	errQueueTimeout = errors.New("proxy: waited too long for a seat")

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -76,6 +77,10 @@ type exchange struct {
 	tenant  string
 	holder  *holder // of the key it came with; nil: none is needed
 	leave   func()  // gives back what the key's limits count; nil: nothing
+	bodies  *allowance
+	held    int // of bodies
+	buffers *buffers
+	raw     *buffer // the body, until it is decoded; nil: none
 	started time.Time
 
 	asked     wire.Head
@@ -115,7 +120,7 @@ func (x *exchange) gone() error {
 // key, one line of log, one count, and an answer even when it panics.
 func (s *Server) serve(route string, handle func(*exchange) error) gin.HandlerFunc {
 	return func(g *gin.Context) {
-		x := &exchange{gin: g, ctx: g.Request.Context(), id: requestID(g.Request.Header), route: route, try: tries(g.Request.Header), started: time.Now()}
+		x := &exchange{gin: g, ctx: g.Request.Context(), id: requestID(g.Request.Header), route: route, try: tries(g.Request.Header), bodies: &s.bodies, buffers: &s.buffers, started: time.Now()}
 		g.Header("X-Request-Id", x.id)
 		if s.cfg.Simulated {
 			g.Header("Tenure-Backend", "simulated")
@@ -126,6 +131,7 @@ func (s *Server) serve(route string, handle func(*exchange) error) gin.HandlerFu
 		}
 		defer s.finish(x)
 		defer func() {
+			x.bodies.give(x.held)
 			if x.leave != nil {
 				x.leave()
 			}
@@ -175,6 +181,9 @@ func tries(h http.Header) uint64 {
 }
 
 func (s *Server) admit(x *exchange) error {
+	if err := smallHead(x.gin.Request); err != nil {
+		return err
+	}
 	if s.draining.Load() {
 		return errDraining
 	}
@@ -207,36 +216,67 @@ func fromWebPage(r *http.Request) bool {
 	return err != nil || !loopbackHost(u.Host)
 }
 
-// body reads the request's body whole, up to limit bytes.
+// body reads the request's body whole, up to limit bytes. It is good until
+// decoded is called.
 func (x *exchange) body(limit int64) ([]byte, error) {
 	if enc := x.gin.Request.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return nil, problem(nil, outcomeCaller, http.StatusBadRequest, "unsupported_encoding", 0,
 			"Compressed bodies are not accepted: send it without Content-Encoding.")
 	}
+	if x.gin.Request.ContentLength > limit {
+		return nil, x.tooLarge(limit)
+	}
 	// The size that is announced saves growing the buffer; it is not trusted.
-	body := make([]byte, 0, min(max(x.gin.Request.ContentLength, 512), 1<<20)+1)
+	lent := x.buffers.take(int(min(max(x.gin.Request.ContentLength, 4<<10), 64<<10)) + 1)
+	body := lent.bytes
 	r := http.MaxBytesReader(x.gin.Writer, x.gin.Request.Body, limit)
 	for {
 		n, err := r.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
+		if !x.bodies.take(n) {
+			x.gin.Header("Connection", "close")
+			return nil, tooMuchHeld()
+		}
+		x.held += n
 		if errors.Is(err, io.EOF) {
+			lent.bytes, x.raw = body, lent
 			return body, nil
 		}
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, problem(err, outcomeCaller, http.StatusRequestEntityTooLarge, "request_too_large", 0,
-				"The request's body is over the limit of "+strconv.FormatInt(limit, 10)+" bytes.")
-		}
-		if err != nil && x.ctx.Err() != nil {
-			return nil, errClientGone
-		}
 		if err != nil {
-			x.gin.Header("Connection", "close") // what comes next on it is not known
-			return nil, problem(err, outcomeCaller, http.StatusBadRequest, "invalid_body", 0, "The request's body could not be read to its end.")
+			return nil, x.unread(err, limit)
 		}
 		if len(body) == cap(body) {
 			body = append(body, 0)[:len(body)]
 		}
 	}
+}
+
+// decoded gives back the body's buffer: what was decoded holds no part of it.
+func (x *exchange) decoded() {
+	x.buffers.give(x.raw)
+	x.raw = nil
+}
+
+// unread tells why a body was not read to its end. What comes next on the
+// connection is not known.
+func (x *exchange) unread(err error, limit int64) error {
+	x.gin.Header("Connection", "close")
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return x.tooLarge(limit)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return problem(err, outcomeCaller, http.StatusRequestTimeout, "request_timeout", 0, "The request's body did not arrive in time.")
+	}
+	if x.ctx.Err() != nil {
+		return errClientGone
+	}
+	return problem(err, outcomeCaller, http.StatusBadRequest, "invalid_body", 0, "The request's body could not be read to its end.")
+}
+
+func (x *exchange) tooLarge(limit int64) error {
+	x.gin.Header("Connection", "close") // what comes is not worth reading
+	return problem(nil, outcomeCaller, http.StatusRequestEntityTooLarge, "request_too_large", 0,
+		"The request's body is over the limit of "+strconv.FormatInt(limit, 10)+" bytes.")
 }
 
 // fail tells the client of an error: as the whole answer, or as the last event
@@ -264,11 +304,7 @@ func (s *Server) fail(x *exchange, err error) {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
 	x.gin.Writer.WriteHeader(x.err.Refusal.Status)
-	form := x.err.Refusal.AppendJSON
-	if isNative(x.gin.Request) {
-		form = x.err.Refusal.AppendNative
-	}
-	_, _ = x.gin.Writer.Write(form(nil)) // the client may have left; there is no other to tell
+	_, _ = x.gin.Writer.Write(x.err.append(nil, x.gin.Request)) // the client may have left; there is no other to tell
 }
 
 // finish counts the request and logs it: ids, names, numbers, never content.

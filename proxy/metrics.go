@@ -19,6 +19,7 @@ type metrics struct {
 	retries    prometheus.Counter
 	reconciled *prometheus.CounterVec
 	again      *prometheus.CounterVec
+	refused    *prometheus.CounterVec
 	requests   *prometheus.CounterVec
 	took       *prometheus.HistogramVec
 	firstByte  *prometheus.HistogramVec
@@ -45,6 +46,9 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 		again: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tenure_answers_tried_again_total", Help: "Answers that were asked for once more because the model's process or Ollama died before the first token.",
 		}, []string{"model"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tenure_connections_refused_total", Help: "Connections that were turned away, by the limit they were over: total, address.",
+		}, []string{"limit"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tenure_requests_total", Help: "Requests that ended, by what was asked of which model, why that one, and how it ended.",
 		}, []string{"route", "task", "model", "cause", "outcome"}),
@@ -77,7 +81,7 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 			ConstLabels: prometheus.Labels{"short": string(short)},
 		}, func() float64 { return float64(o.Shortfalls(short)) }))
 	}
-	m.registry.MustRegister(revived, m.received, m.retries, m.reconciled, m.again, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
+	m.registry.MustRegister(revived, m.received, m.retries, m.reconciled, m.again, m.refused, m.requests, m.took, m.firstByte, m.queued, m.tokens, cached,
 		residencyCollector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -32,10 +32,14 @@ type Config struct {
 	MaxTokens    int              // most tokens of an answer, whatever the client asks for; 0: no cap
 	Loopback     bool             // only this machine reaches the API: without keys, neither does a web page
 	BodyBytes    int64            // of a request; larger ones are refused with 413
+	HeldBytes    int64            // of all requests that wait or run; more are refused with 429; 0: no limit
 	Timeouts     routing.Timeouts // of tasks whose catalog entry has none of its own
 	Breaking     Breaking
 	WholeTimeout time.Duration // longest time from a request's arrival to an answer that is no stream
 	StallTimeout time.Duration // a client that takes nothing for this long is cut off
+
+	Connections           int // at once, see Limit; 0: no limit
+	ConnectionsPerAddress int // at once, see Limit; 0: no limit
 
 	Preload     bool // load T1 models at start, too
 	AllowRemote bool // use models that Ollama would send elsewhere
@@ -71,6 +75,8 @@ type Server struct {
 	measured  measures
 	watched   watched
 	breakers  *breakers
+	bodies    allowance
+	buffers   buffers
 
 	backend  backend
 	cards    cardWatch
@@ -92,6 +98,7 @@ func New(cfg Config, p Parts) *Server {
 		s.log.Warn("breaker opened", "model", model, "pause", cfg.Breaking.Pause)
 	})
 	s.metrics.registry.MustRegister(gpuCollector{s}, s.breakers)
+	s.bodies.most = cfg.HeldBytes
 	return s
 }
 

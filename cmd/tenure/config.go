@@ -51,6 +51,7 @@ type config struct {
 	Connect      time.Duration `env:"TENURE_CONNECT_TIMEOUT" envDefault:"5s" allowed:"a duration, 100ms to 1m" doc:"longest wait for a connection to Ollama"`
 	QueueTimeout time.Duration `env:"TENURE_QUEUE_TIMEOUT" envDefault:"2m" allowed:"a duration, 1s to 1h" doc:"a request that has waited this long for a seat, a load included, is refused with 429"`
 	QueueLimit   int           `env:"TENURE_QUEUE_LIMIT" envDefault:"256" allowed:"1 to 100000" doc:"requests that may wait for one model; more are refused with 429"`
+	QueueBytes   size          `env:"TENURE_QUEUE_BYTES" envDefault:"256MiB" allowed:"a size such as 256MiB, 1MiB to 64GiB" doc:"bodies of all requests that wait or run; more are refused with 429"`
 	LoadTimeout  time.Duration `env:"TENURE_LOAD_TIMEOUT" envDefault:"5m" allowed:"a duration, 1s to 1h" doc:"longest load of a model; who waits for it is told, and the next request tries again"`
 	FirstByte    time.Duration `env:"TENURE_FIRST_BYTE_TIMEOUT" envDefault:"2m" allowed:"a duration, 1s to 1h" doc:"longest wait for an answer's first token, counted from the seat"`
 	IdleTimeout  time.Duration `env:"TENURE_IDLE_TIMEOUT" envDefault:"1m" allowed:"a duration, 1s to 1h" doc:"longest silence of a model between two tokens"`
@@ -65,6 +66,9 @@ type config struct {
 	CacheSize size `env:"TENURE_CACHE_SIZE" envDefault:"64MiB" allowed:"a size such as 64MiB, 0 to 64GiB" doc:"memory for kept answers; 0 keeps none"`
 	BodyLimit size `env:"TENURE_BODY_LIMIT" envDefault:"32MiB" allowed:"a size such as 32MiB, 1KiB to 1GiB" doc:"largest request; larger ones are refused with 413"`
 	MaxTokens int  `env:"TENURE_MAX_TOKENS" envDefault:"8192" allowed:"1 to 1048576" doc:"most tokens an answer may have, whatever the client asks for"`
+
+	Connections           int `env:"TENURE_MAX_CONNECTIONS" envDefault:"2048" allowed:"0 to 1000000" doc:"connections to each listener; more are refused with 503; 0: no limit"`
+	ConnectionsPerAddress int `env:"TENURE_MAX_CONNECTIONS_PER_ADDRESS" envDefault:"256" allowed:"0 to 1000000" doc:"of these, from one address that is not loopback (of IPv6: one /64); more are refused with 429; 0: no limit"`
 
 	LogFormat string `env:"TENURE_LOG_FORMAT" envDefault:"text" allowed:"text or json" doc:"form of the log on standard error"`
 	LogLevel  string `env:"TENURE_LOG_LEVEL" envDefault:"info" allowed:"debug, info, warn or error" doc:"least level that is logged"`
@@ -205,6 +209,12 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 	within("MaxModels", 1 <= c.MaxModels && c.MaxModels <= 64)
 	within("Memory", 1 <= c.Memory && c.Memory <= 1024)
 	within("QueueLimit", 1 <= c.QueueLimit && c.QueueLimit <= 100_000)
+	within("QueueBytes", 1<<20 <= c.QueueBytes && c.QueueBytes <= 64<<30)
+	if !unreadable["QueueBytes"] && !unreadable["BodyLimit"] && c.QueueBytes < c.BodyLimit {
+		bad("QueueBytes", "one request may have "+c.BodyLimit.String()+" (TENURE_BODY_LIMIT)")
+	}
+	within("Connections", 0 <= c.Connections && c.Connections <= 1_000_000)
+	within("ConnectionsPerAddress", 0 <= c.ConnectionsPerAddress && c.ConnectionsPerAddress <= 1_000_000)
 	within("MaxTokens", 1 <= c.MaxTokens && c.MaxTokens <= 1<<20)
 	within("CacheSize", c.CacheSize <= 64<<30)
 	within("BodyLimit", 1<<10 <= c.BodyLimit && c.BodyLimit <= 1<<30)

@@ -125,6 +125,7 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 		MaxTokens: cfg.MaxTokens, Loopback: onlyLoopback(cfg), BodyBytes: int64(cfg.BodyLimit),
 		Timeouts: routing.Timeouts{Queue: cfg.QueueTimeout, FirstByte: cfg.FirstByte, Idle: cfg.IdleTimeout, Total: cfg.TotalTimeout},
 		Breaking: proxy.Breaking{Faults: cfg.BreakerFaults, Pause: cfg.BreakerPause}, WholeTimeout: cfg.WholeTimeout, StallTimeout: cfg.StallTimeout,
+		HeldBytes: int64(cfg.QueueBytes), Connections: cfg.Connections, ConnectionsPerAddress: cfg.ConnectionsPerAddress,
 		Preload: cfg.Preload, AllowRemote: cfg.AllowRemote, Simulated: simulated,
 	}, proxy.Parts{
 		Router: routing.NewRouter(catalog, proxy.ShortName), Residency: scheduler, Cache: answers, Ollama: client, Journal: journal, Log: log,
@@ -149,10 +150,10 @@ func (p *program) serve(ctx context.Context, cfg *config, simulate string, wait 
 	var watching sync.WaitGroup
 	watching.Go(func() { server.Watch(watched) })
 	context.AfterFunc(ctx, server.Drain)
-	apiServer, adminServer := httpServer(server.API(), log), httpServer(server.Admin(), log)
+	apiServer, adminServer := proxy.HTTPServer(server.API(), log), proxy.HTTPServer(server.Admin(), log)
 	err = proxy.Serve(ctx, map[*http.Server]func() error{
-		apiServer:   func() error { return apiServer.Serve(api) },
-		adminServer: func() error { return adminServer.Serve(admin) },
+		apiServer:   func() error { return apiServer.Serve(server.Limit(api)) },
+		adminServer: func() error { return adminServer.Serve(server.Limit(admin)) },
 	}, cfg.StopTimeout, answers.Close)
 	stopWatch()
 	watching.Wait()
@@ -265,15 +266,6 @@ func listen(ctx context.Context, setting, address string) (net.Listener, error) 
 		return nil, fmt.Errorf("%s: %w", setting, err)
 	}
 	return l, nil
-}
-
-// httpServer has no limit on writing: an answer may take minutes. A client that
-// stops reading is found out write by write.
-func httpServer(h http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
 }
 
 // announce tells a person where to go and what answers.

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tenure/proxy"
 )
 
 // A client may use a connection again that was idle for as long as any client
@@ -17,7 +19,7 @@ import (
 // fail. Answers do not close it either.
 func TestIdleConnectionsStayOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := httpServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }), slog.New(slog.DiscardHandler))
+		server := proxy.HTTPServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }), slog.New(slog.DiscardHandler))
 		pipe := make(pipes, 1)
 		served := make(chan error)
 		go func() { served <- server.Serve(pipe) }()
