@@ -153,11 +153,6 @@ func (b *breakers) state() []Breaker {
 	return list
 }
 
-var (
-	breakerDesc = desc("breaker_state", "Whether a model is asked: 0 closed (it is), 1 half-open (one request tries), 2 open (it is given a rest).", "model")
-	openedDesc  = desc("breaker_opened_total", "How often a model's breaker opened.", "model")
-)
-
 // Describe implements prometheus.Collector.
 func (b *breakers) Describe(ch chan<- *prometheus.Desc) {
 	ch <- breakerDesc

@@ -130,6 +130,9 @@ var (
 	waitingDesc   = desc("waiting", "Requests that wait for a seat.", "model", "class")
 	leasesDesc    = desc("leases", "Seats that are taken.")
 
+	breakerDesc = desc("breaker_state", "Whether a model is asked: 0 closed (it is), 1 half-open (one request tries), 2 open (it is given a rest).", "model")
+	openedDesc  = desc("breaker_opened_total", "How often a model's breaker opened.", "model")
+
 	cardDesc  = desc("gpu_memory_bytes", "Memory of a card, by the driver's account.", "gpu", "state")
 	takenDesc = desc("gpu_taken_bytes", "Memory of all cards that others than Ollama hold, the driver's share included.")
 	loadDesc  = desc("gpu_utilisation_ratio", "Share of the last moments in which a card computed.", "gpu")
