@@ -10,7 +10,7 @@ MINUTES   ?= 30
 PACKAGE   ?= ./...
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test check race nocgo tidy e2e clients image-check lint fmt fuzz bench bench-proxy bench-residency soak clean
+.PHONY: help run demo build test check race nocgo tidy e2e chaos clients image-check lint fmt fuzz bench bench-proxy bench-residency soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ e2e: build ## the end-to-end tests, clients' suites among them, on a real Ollama
 	.ci/ollama
 	.ci/clients
 	$(GO) test -tags e2e,clients -count=1 -timeout 30m -v -run '^TestE2E' ./cmd/tenure/... ./proxy ./proxy/ollama/...
+
+chaos: build ## break Ollama and tenure under the load of 32 clients, on a simulated and on a real Ollama, and count what becomes of them
+	.ci/ollama
+	$(GO) test -tags e2e -count=1 -timeout 20m -v -run '^TestChaos$$' ./cmd/tenure
 
 clients: build ## the suites of real clients (Python, Node, Go), on a simulated Ollama; the first run installs them
 	.ci/clients

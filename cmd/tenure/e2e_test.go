@@ -102,6 +102,12 @@ func TestE2E(t *testing.T) {
 
 func startSimulated(t *testing.T, _ string) *ollamaBackend {
 	t.Helper()
+	back, _ := startSim(t)
+	return back
+}
+
+func startSim(t *testing.T) (*ollamaBackend, *ollamasim.Sim) {
+	t.Helper()
 	var mu sync.Mutex
 	var moves []ollamasim.Move
 	coder := ollamasim.Catalog()[0]
@@ -145,7 +151,7 @@ func startSimulated(t *testing.T, _ string) *ollamaBackend {
 			}
 		},
 		resume: sim.Clear,
-	}
+	}, sim
 }
 
 func startReal(t *testing.T, root string) *ollamaBackend {

@@ -190,3 +190,28 @@ func (s *Server) Moves() ([]ollamasim.Move, error) {
 	}
 	return moves, lines.Err()
 }
+
+// Runners lists the processes that hold the models.
+func (s *Server) Runners() ([]int, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, name := range stats {
+		stat, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ") // the program's name may hold anything
+		var state string
+		var parent, pid int
+		if _, err := fmt.Sscan(rest, &state, &parent); err != nil || parent != s.cmd.Process.Pid || state == "Z" {
+			continue
+		}
+		if _, err := fmt.Sscan(string(stat), &pid); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
