@@ -35,10 +35,12 @@ const clientKey = "a-key-for-all-the-suites"
 // openAIModels are on the simulated disk beside tenure's own.
 var openAIModels = []string{"gpt-4o", "gpt-4o-mini", "gpt-6-astra"}
 
-// TestClientsPython runs the suite of openai and langchain-openai.
+// TestClientsPython runs the suites of openai, langchain-openai, LlamaIndex and
+// ollama.
 func TestClientsPython(t *testing.T) { newStage(t).python(t) }
 
-// TestClientsNode runs the suite of openai, LangChain.js and the AI SDK.
+// TestClientsNode runs the suites of openai, LangChain.js, LlamaIndex, the AI SDK
+// and ollama.
 func TestClientsNode(t *testing.T) { newStage(t).node(t) }
 
 // TestClientsGo runs the suite of go-openai and openai-go.
@@ -46,8 +48,16 @@ func TestClientsGo(t *testing.T) { newStage(t).golang(t) }
 
 func (s *stage) python(t *testing.T) {
 	t.Helper()
-	python := filepath.Join(repository(t), ".cache/clients/python/bin/python")
-	s.run(t, "testdata/clients/python", python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3", ".")
+	environment := func(name string) string { return filepath.Join(repository(t), ".cache/clients", name, "bin/python") }
+	pytest := []string{"-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3"}
+	// tiktoken would download OpenAI's vocabulary; LlamaIndex brings it along.
+	vocabulary := "lib/python*/site-packages/llama_index/core/_static/tiktoken_cache"
+	if found, err := filepath.Glob(filepath.Join(repository(t), ".cache/clients/llamaindex", vocabulary)); err == nil && len(found) == 1 {
+		s.environ = append(s.environ, "TIKTOKEN_CACHE_DIR="+found[0])
+	}
+	const apart = "test_llamaindex.py" // in an environment of its own
+	s.run(t, "testdata/clients/python", environment("python"), append(pytest, "--ignore="+apart, ".")...)
+	s.run(t, "testdata/clients/python", environment("llamaindex"), append(pytest, apart)...)
 }
 
 func (s *stage) node(t *testing.T) {
@@ -88,6 +98,7 @@ type stage struct {
 	url       string
 	sim       *ollamasim.Sim // nil: the Ollama is a real one
 	cancelled func() int     // requests that Ollama saw leave
+	environ   []string       // of the suites, beside what all have
 }
 
 func repository(t *testing.T) string {
@@ -169,6 +180,7 @@ func (s *stage) run(t *testing.T, dir, name string, args ...string) {
 	}
 	cmd.Env = append(os.Environ(), "TENURE_URL="+s.url, "TENURE_BACKEND="+backend, "TENURE_KEY="+clientKey, "TEST_API_BASE_URL="+s.url+"/v1",
 		"PYTHONDONTWRITEBYTECODE=1", "LANGSMITH_TRACING=false", "AI_SDK_LOG_WARNINGS=false", "NO_PROXY=127.0.0.1")
+	cmd.Env = append(cmd.Env, s.environ...)
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s\n%s", cmd, out)
 	if err != nil {
@@ -317,6 +329,10 @@ func (c *checker) answer(t *testing.T, a *record) {
 		t.Errorf("%s: the connection is closed", where)
 	}
 	kind, _, _ := strings.Cut(a.header.Get("Content-Type"), ";")
+	if isNative(a.path) {
+		c.native(t, where, kind, a)
+		return
+	}
 	if kind == "text/event-stream" && a.status == http.StatusOK {
 		switch a.path {
 		case "/v1/completions":

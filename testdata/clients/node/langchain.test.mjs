@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
 import { HumanMessage, SystemMessage, ToolMessage } from "@langchain/core/messages";
-import { ChatOpenAI } from "@langchain/openai";
+import { ChatOpenAI, OpenAIEmbeddings } from "@langchain/openai";
 import { z } from "zod";
 import { base, cancelled, clear, fault, key, simulated, tooLong, tool, waitUntil } from "./stage.mjs";
 
@@ -100,4 +100,12 @@ test("langchain: abort cancels", simulated, async () => {
   setTimeout(() => abort.abort(), 300);
   await assert.rejects(joined(stream));
   await waitUntil(async () => (await cancelled()) === before + 1);
+});
+
+test("langchain: embeddings", async () => {
+  const embedder = new OpenAIEmbeddings({ model: "nomic-embed-text", apiKey: key, maxRetries: 0, configuration: { baseURL: base } });
+  const [nurse, cook] = await embedder.embedDocuments(["a nurse", "a cook"]);
+  assert(nurse.length > 8);
+  assert.notDeepEqual(nurse, cook);
+  (await embedder.embedQuery("a nurse")).forEach((x, i) => assert(Math.abs(x - nurse[i]) < 1e-6));
 });

@@ -5,7 +5,7 @@ from typing import Annotated
 import openai
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 
 import stage
@@ -112,3 +112,14 @@ def test_abort_cancels():
     next(answer)
     answer.close()
     stage.wait_until(lambda: stage.cancelled() == before + 1)
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_embeddings(tokens):
+    embedder = OpenAIEmbeddings(model="nomic-embed-text", base_url=stage.BASE, api_key=stage.KEY, max_retries=0, check_embedding_ctx_length=tokens)
+    nurse, cook = embedder.embed_documents(["a nurse", "a cook"])
+    assert len(nurse) == len(cook) > 8 and nurse != cook
+    # Tokens of OpenAI's vocabulary mean the text that they came from.
+    assert embedder.embed_query("a nurse") == pytest.approx(nurse, abs=1e-6)
+    plain = openai.OpenAI(base_url=stage.BASE, api_key=stage.KEY).embeddings.create(model="nomic-embed-text", input="a nurse")
+    assert nurse == pytest.approx(plain.data[0].embedding, abs=1e-6)
