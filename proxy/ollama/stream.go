@@ -21,8 +21,8 @@ import (
 const maxLine = 8 << 20
 
 // Chat runs req as a stream and hands each piece to each, the last one with
-// Done set. It returns nil only when that one has come. The model and the time
-// are left out of a piece, and it must not be kept. An error from each ends the stream and is returned. Streaming,
+// Done set. It returns nil only when that one has come. A piece does not
+// name the model, and must not be kept. An error from each ends the stream and is returned. Streaming,
 // truncation, shifting and keep_alive of req are overruled, see the package
 // comment; req itself is not changed.
 func (c *Client) Chat(ctx context.Context, req *api.ChatRequest, each func(*api.ChatResponse) error) error {
@@ -41,14 +41,14 @@ func (c *Client) Chat(ctx context.Context, req *api.ChatRequest, each func(*api.
 			return false, &StatusError{Status: http.StatusInternalServerError, Message: l.Error}
 		}
 		return l.Done, each(&api.ChatResponse{
-			Message: api.Message(l.Message), Done: l.Done, DoneReason: l.DoneReason, Logprobs: l.Logprobs, Metrics: l.Metrics,
+			CreatedAt: l.CreatedAt, Message: api.Message(l.Message), Done: l.Done, DoneReason: l.DoneReason, Logprobs: l.Logprobs, Metrics: l.Metrics,
 		})
 	})
 }
 
-// chatLine is what is read of a line: api.ChatResponse reads its message twice,
-// and a time that nobody asks for.
+// chatLine is what is read of a line: api.ChatResponse reads its message twice.
 type chatLine struct {
+	CreatedAt  time.Time     `json:"created_at"`
 	Message    chatMessage   `json:"message"`
 	Done       bool          `json:"done"`
 	DoneReason string        `json:"done_reason"`
