@@ -327,7 +327,7 @@ func TestOpeningComesBeforeTheFirstChunk(t *testing.T) {
 			return 0, nil
 		})
 		defer r.Close()
-		<-r.More()
+		synctest.Wait() // the work sleeps
 		if r.Ready() || r.Opening() != "warm" {
 			t.Errorf("ready %v, opening %v; want only the opening", r.Ready(), r.Opening())
 		}

@@ -155,6 +155,7 @@ func TestCompletionsFail(t *testing.T) {
 			t.Error("answered by a model that hangs")
 		}
 		r.rest()
+		synctest.Wait() // the seat is given back before Ollama notices
 		if n := r.sim.Counts().Cancelled - before; n != 1 {
 			t.Errorf("%d cancelled upstream, want 1", n)
 		}

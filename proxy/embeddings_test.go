@@ -192,6 +192,7 @@ func TestEmbeddingsSharedAndLeft(t *testing.T) {
 			t.Error("answered by a model that hangs")
 		}
 		r.rest()
+		synctest.Wait() // the seat is given back before Ollama notices
 		if n := r.sim.Counts(); n.Cancelled != 1 {
 			t.Errorf("%d cancelled upstream, want 1", n.Cancelled)
 		}

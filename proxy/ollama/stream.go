@@ -21,10 +21,10 @@ import (
 const maxLine = 8 << 20
 
 // Chat runs req as a stream and hands each piece to each, the last one with
-// Done set. It returns nil only when that one has come. A piece does not
-// name the model, and must not be kept. An error from each ends the stream and is returned. Streaming,
-// truncation, shifting and keep_alive of req are overruled, see the package
-// comment; req itself is not changed.
+// Done set. It returns nil only when that one has come. A piece does not name
+// the model, and must not be kept. An error from each ends the stream and is
+// returned. Streaming, truncation, shifting and keep_alive of req are
+// overruled, see the package comment; req itself is not changed.
 func (c *Client) Chat(ctx context.Context, req *api.ChatRequest, each func(*api.ChatResponse) error) error {
 	r := *req
 	r.Stream, r.Truncate, r.Shift, r.KeepAlive = new(true), new(false), new(false), nil

@@ -95,6 +95,10 @@ func launch(t *testing.T, dir string, environ ...string) *started {
 func stubs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
+	// A child that another test starts meanwhile would hold the file open for
+	// writing, and a file that is being written cannot be run.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for _, name := range []string{"ollama", "tenure"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(stub), 0o755); err != nil {
 			t.Fatal(err)
