@@ -19,7 +19,7 @@ import (
 )
 
 // instantOllama has one model and answers at once.
-func instantOllama(b *testing.B) *url.URL {
+func instantOllama(b testing.TB) *url.URL {
 	b.Helper()
 	mux := http.NewServeMux()
 	reply := func(pattern, text string) {
@@ -46,7 +46,7 @@ func instantOllama(b *testing.B) *url.URL {
 }
 
 // benchServer is a server with everything but listeners.
-func benchServer(b *testing.B) http.Handler {
+func benchServer(b testing.TB) http.Handler {
 	b.Helper()
 	catalog, err := routing.ParseCatalog([]byte("models: {\"phi3:mini\": {tier: 0, memory: 1, num_ctx: 100000, slots: 64}}\n"+
 		"tasks:\n  general: {model: \"phi3:mini\", max_tokens: 100, cache_ttl: 1h}\n  resume_parsing: {model: \"phi3:mini\", max_tokens: 100, temperature: 0, cache_ttl: 1h}\n"), ShortName)
@@ -80,7 +80,7 @@ func benchServer(b *testing.B) http.Handler {
 	return s.API()
 }
 
-func ask10K(b *testing.B, h http.Handler, question string) {
+func ask10K(b testing.TB, h http.Handler, question string) {
 	b.Helper()
 	body := `{"model":"recruit/resume_parsing","messages":[{"role":"user","content":"` + question +
 		strings.Repeat("Jane Doe, ten years of night shifts and triage. ", 210) + `"}]}`
@@ -108,5 +108,28 @@ func BenchmarkHit10K(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		ask10K(b, h, "same")
+	}
+}
+
+// The gates of the whole path, the test's own recorder and, for a miss, the
+// server that plays Ollama included: a tenth above what was measured.
+func TestAllocationsOfTheHop(t *testing.T) {
+	if raceEnabled {
+		t.Skip("under the race detector sync.Pool drops at random")
+	}
+	h := benchServer(t)
+	n := 0
+	for _, c := range []struct {
+		name string
+		most float64
+		ask  func()
+	}{
+		{"hit", 105, func() { ask10K(t, h, "same") }},
+		{"miss", 320, func() { n++; ask10K(t, h, strconv.Itoa(n)) }},
+	} {
+		c.ask() // connected, and kept
+		if got := testing.AllocsPerRun(200, c.ask); got > c.most {
+			t.Errorf("a %s makes %.0f allocations, want at most %.0f", c.name, got, c.most)
+		}
 	}
 }

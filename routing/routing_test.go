@@ -311,3 +311,21 @@ tasks:
 		}
 	}
 }
+
+// However long the conversation, routing it takes the same few allocations.
+func TestAllocationsOfRoute(t *testing.T) {
+	r := NewRouter(Builtin(), func(name string) string { return name })
+	const most = 12
+	for _, words := range []int{10, 10_000} {
+		text := "Return name, title and skills as JSON.\n\n" + strings.Repeat("Jane Doe, nurse since 2014, triage. ", words/6)
+		q := Request{Model: Auto, Input: task.Input{Messages: []task.Message{{Role: "user", Text: text}}}}
+		got := testing.AllocsPerRun(50, func() {
+			if _, err := r.Route(q); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if got > most {
+			t.Errorf("%d words: %.0f allocations, want at most %d", words, got, most)
+		}
+	}
+}
