@@ -133,7 +133,9 @@ func (s *stage) open(t *testing.T, backend http.Handler, environ ...string) {
 	t.Helper()
 	upstream := httptest.NewServer(backend)
 	t.Cleanup(upstream.Close)
-	api := startBinary(t, append([]string{"OLLAMA_HOST=" + upstream.URL, "TENURE_API_KEYS=" + clientKey, "TENURE_BODY_LIMIT=1MiB"}, environ...)...)
+	api := startBinary(t, append([]string{"OLLAMA_HOST=" + upstream.URL, "TENURE_API_KEYS=" + clientKey, "TENURE_BODY_LIMIT=1MiB",
+		"TENURE_BREAKER_FAULTS=0", // the suites make models fail, one test after the other
+	}, environ...)...)
 	mux := http.NewServeMux()
 	if s.sim != nil {
 		mux.HandleFunc("POST /stage/fault", s.fault)
