@@ -18,8 +18,8 @@ import (
 // TestClientsOpenWebUI plays what Open WebUI asks in one chat, through its
 // connection to OpenAI and through that to Ollama: the lists of models, the
 // answers, what it asks on its own account after each, and questions about
-// documents. Its own jobs go to the light model and move no other; what stands
-// in documents does not choose the task.
+// documents. Its own jobs go to the light model and move no other; a question
+// about documents goes by what is asked.
 //
 // The requests have the paths, headers, fields and the order of Open WebUI
 // 0.12.4, and its templates' headings, tags and opening sentences; their other

@@ -131,9 +131,18 @@ func newStage(t *testing.T, environ ...string) *stage {
 // open starts the program before backend.
 func (s *stage) open(t *testing.T, backend http.Handler, environ ...string) {
 	t.Helper()
-	upstream := httptest.NewServer(backend)
+	clients := regexp.MustCompile(`^(Authorization|Api-Key|X-Api-Key|Cookie|Idempotency-Key|Openai-.*|X-Stainless-.*|X-Openwebui-.*)$`)
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for name := range r.Header {
+			if clients.MatchString(name) {
+				t.Errorf("%s: a client's %s reached Ollama", r.URL.Path, name)
+			}
+		}
+		backend.ServeHTTP(w, r)
+	}))
 	t.Cleanup(upstream.Close)
-	api := startBinary(t, append([]string{"OLLAMA_HOST=" + upstream.URL, "TENURE_API_KEYS=" + clientKey, "TENURE_BODY_LIMIT=1MiB",
+	api := startBinary(t, append([]string{
+		"OLLAMA_HOST=" + upstream.URL, "TENURE_API_KEYS=" + clientKey, "TENURE_BODY_LIMIT=1MiB",
 		"TENURE_BREAKER_FAULTS=0", // the suites make models fail, one test after the other
 	}, environ...)...)
 	mux := http.NewServeMux()
@@ -446,6 +455,9 @@ func (c *checker) stream(t *testing.T, where string, a *record) {
 		}
 		c.events++
 		c.validate(t, where, c.chunk, []byte(data))
+		if strings.Contains(data, `"selected_model_id":`) || strings.Contains(data, `"event":`) {
+			t.Errorf("%s: what only Open WebUI knows: %s", where, data)
+		}
 		var e event
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
 			t.Errorf("%s: %v", where, err)
