@@ -512,6 +512,9 @@ func BenchmarkHit(b *testing.B) {
 // A store that is full of answers that are read takes in new ones: they are not
 // frozen out by the counts of those that came first.
 func TestNewcomersEnterAFullStore(t *testing.T) {
+	if raceEnabled {
+		t.Skip("under the race detector sync.Pool drops at random, and ristretto counts what is asked for in one")
+	}
 	const size = 256 << 10
 	s, err := newStore(size)
 	if err != nil {
