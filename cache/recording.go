@@ -36,17 +36,23 @@ func newRecording(limit int) *Recording {
 	return &Recording{limit: limit, grew: make(chan struct{}), readers: map[*Reader]struct{}{}}
 }
 
-// Append adds a chunk. The recording keeps the slice: it must not change later.
-func (r *Recording) Append(chunk []byte) {
+// Append adds chunks that came together: readers are woken once. The recording
+// keeps each chunk: it must not change later.
+func (r *Recording) Append(chunks ...[]byte) {
+	if len(chunks) == 0 {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.chunks = append(r.chunks, chunk)
-	r.size += len(chunk)
-	r.held += len(chunk)
-	if r.size > r.limit {
-		r.trimLocked()
-		for r.held > lagFactor*r.limit && r.cutLocked() {
+	for _, chunk := range chunks {
+		r.chunks = append(r.chunks, chunk)
+		r.size += len(chunk)
+		r.held += len(chunk)
+		if r.size > r.limit {
 			r.trimLocked()
+			for r.held > lagFactor*r.limit && r.cutLocked() {
+				r.trimLocked()
+			}
 		}
 	}
 	r.wakeLocked()

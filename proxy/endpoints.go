@@ -132,9 +132,7 @@ func (c conversation) work(p wire.Params) (work, error) {
 			err := client.Chat(ctx, c.ForChoice(request, choice), func(r *api.ChatResponse) error {
 				m.line(r.Done, r.Metrics)
 				chunks, err := recorder.Line(choice, r)
-				for _, chunk := range chunks {
-					rec.Append(chunk)
-				}
+				rec.Append(chunks...)
 				return err
 			})
 			if err != nil {
@@ -196,9 +194,7 @@ func (c texts) work(p wire.Params) (work, error) {
 			err := client.Generate(ctx, request, func(r *api.GenerateResponse) error {
 				m.line(r.Done, r.Metrics)
 				chunks, err := recorder.Generated(choice, r)
-				for _, chunk := range chunks {
-					rec.Append(chunk)
-				}
+				rec.Append(chunks...)
 				return err
 			})
 			if err != nil {
@@ -233,9 +229,7 @@ func (v vectors) work(p wire.Params) (work, error) {
 			if err != nil {
 				return false, err
 			}
-			for _, chunk := range chunks {
-				rec.Append(chunk)
-			}
+			rec.Append(chunks...)
 		}
 		m.answers++
 		return true, nil

@@ -74,9 +74,7 @@ func (c nativeConversation) work(p wire.Params) (work, error) {
 		return c.conversation.work(p)
 	}
 	return func(_ context.Context, _ *ollama.Client, rec *cache.Recording, _ *meter) (bool, error) {
-		for _, chunk := range wire.Loaded() {
-			rec.Append(chunk)
-		}
+		rec.Append(wire.Loaded()...)
 		return false, nil
 	}, nil
 }
