@@ -146,6 +146,8 @@ func (s *Server) health(g *gin.Engine) {
 		switch reachable, since := s.backend.reachable(); {
 		case s.draining.Load():
 			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "draining"})
+		case since.IsZero():
+			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "starting"}) // Ollama has not been asked yet
 		case !reachable:
 			c.JSON(http.StatusServiceUnavailable, gin.H{"status": "ollama unreachable", "since": since.UTC().Format(time.RFC3339)})
 		case s.watched.stuckOn() != "":

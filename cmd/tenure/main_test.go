@@ -87,6 +87,7 @@ func start(t *testing.T, args []string, environ ...string) *running {
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if m := address.FindStringSubmatch(r.out.String()); m != nil {
 			r.api, r.admin = m[1], m[2]
+			r.settle(t)
 			return r
 		}
 		if len(code) > 0 {
@@ -95,6 +96,18 @@ func start(t *testing.T, args []string, environ ...string) *running {
 	}
 	t.Fatalf("the server did not start:\n%s%s", r.out, r.err)
 	return nil
+}
+
+// settle waits until the server has asked Ollama once, and so can tell whether
+// it is ready.
+func (r *running) settle(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if _, out := r.command(t, "status --ready"); out != "starting\n" {
+			return
+		}
+	}
+	t.Fatalf("the server never asked Ollama:\n%s", r.err)
 }
 
 func post(t *testing.T, url, body string) (status int, header http.Header, text string) {
