@@ -280,8 +280,26 @@ func (d *decoder) option(key string) {
 				d.ignore("stream_options." + key)
 			}
 		}
+	case "service_tier":
+		c.ServiceTier = d.text()
+	case "metadata":
+		c.Metadata = d.strings()
+	case "user":
+		c.User = d.text()
+	default:
+		if !d.sampling(key, 2) {
+			d.ignore(key)
+		}
+	}
+}
+
+// sampling reads how tokens are picked and where they end, at a temperature up
+// to hottest. It is false of a key that says nothing about that.
+func (d *decoder) sampling(key string, hottest float64) bool {
+	c := d.chat
+	switch key {
 	case "temperature":
-		c.Temperature = d.optional(0, 2)
+		c.Temperature = d.optional(0, hottest)
 	case "top_p":
 		c.TopP = d.optional(0, 1)
 	case "min_p":
@@ -298,15 +316,10 @@ func (d *decoder) option(key string) {
 		c.Seed = new(d.int(math.MinInt, math.MaxInt))
 	case "stop":
 		d.stops()
-	case "service_tier":
-		c.ServiceTier = d.text()
-	case "metadata":
-		c.Metadata = d.strings()
-	case "user":
-		c.User = d.text()
 	default:
-		d.ignore(key)
+		return false
 	}
+	return true
 }
 
 // stops reads stop. An empty string is dropped: the model's server would find

@@ -192,32 +192,13 @@ func (d *nativeDecoder) answerFormat() {
 }
 
 func (d *nativeDecoder) options() {
-	c := d.chat
 	for key := range d.object(nativeOptionKeys) {
-		switch key {
-		case "num_predict": // negative: as many as it takes
+		switch {
+		case key == "num_predict": // negative: as many as it takes
 			if n := d.int(math.MinInt32, math.MaxInt32); n > 0 {
-				c.MaxTokens = &n
+				d.chat.MaxTokens = &n
 			}
-		case "temperature":
-			c.Temperature = d.optional(0, 10)
-		case "top_p":
-			c.TopP = d.optional(0, 1)
-		case "min_p":
-			c.MinP = d.optional(0, 1)
-		case "top_k":
-			c.TopK = new(d.int(0, math.MaxInt32))
-		case "seed":
-			c.Seed = new(d.int(math.MinInt, math.MaxInt))
-		case "stop":
-			d.stops()
-		case "frequency_penalty":
-			c.FrequencyPenalty = d.optional(-2, 2)
-		case "presence_penalty":
-			c.PresencePenalty = d.optional(-2, 2)
-		case "repeat_penalty":
-			c.RepeatPenalty = d.optional(0, 10)
-		default:
+		case !d.sampling(key, 10):
 			d.ignore("options." + key)
 		}
 	}
