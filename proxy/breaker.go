@@ -1,13 +1,10 @@
 package proxy
 
 import (
-	"errors"
 	"maps"
 	"slices"
 	"sync"
 	"time"
-
-	"tenure/proxy/ollama"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
@@ -80,13 +77,13 @@ func (b *breakers) of(model string) *breaker {
 	return k
 }
 
-// ofModel reports a fault of the model, not of its caller, of a limit, of
-// Ollama as a whole, or of us. An answer that takes too long in all was asked
-// to be long, and one that Ollama cut short for repeating itself is the prompt's.
+// ofModel reports a fault of the model, not of its caller, of a limit, of the
+// network, of Ollama as a whole, or of us. A model that dies while it answers is
+// reported by Ollama; an answer that breaks off without a word was cut on its
+// way, as all models' would be, or for repeating itself, which is the prompt's
+// doing. One that takes too long in all was asked to be long.
 func ofModel(err error) bool {
 	switch explain(err).Outcome {
-	case outcomeAborted:
-		return !errors.Is(err, ollama.ErrUnfinished)
 	case outcomeError, outcomeLoad, outcomeLoadTime, outcomeFirstByte, outcomeIdle:
 		return true
 	}

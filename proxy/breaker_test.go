@@ -91,10 +91,10 @@ func TestBreaker(t *testing.T) {
 	cfg := rigConfig{idle: 5 * time.Second, proxy: Config{Breaking: Breaking{Faults: 3, Pause: pause}}}
 	inBubble(t, cfg, func(t *testing.T, r *rig) {
 		kept := r.chat("recruit/resume_parsing", "kept", "")
-		ill := ollamasim.Fault{Kind: ollamasim.CutMid, Model: "deepseek-llm:7b", After: 1}
+		ill := ollamasim.Fault{Kind: ollamasim.ErrorLine, Model: "deepseek-llm:7b", After: 1}
 		r.sim.Inject(ill)
 		for i := range 3 {
-			if e := r.chat("recruit/resume_parsing", strings.Repeat("x", i+1), "").failure(t); e.Code != "upstream_aborted" {
+			if e := r.chat("recruit/resume_parsing", strings.Repeat("x", i+1), "").failure(t); e.Code != "upstream_error" {
 				t.Fatalf("fault %d: %+v", i, e)
 			}
 		}
@@ -134,7 +134,7 @@ func TestBreaker(t *testing.T) {
 		if b := r.breaker("deepseek-llm:7b"); b.State != "half-open" {
 			t.Errorf("after the pause: %+v", b)
 		}
-		if e := r.chat("deepseek-llm:7b", "try", "").failure(t); e.Code != "upstream_aborted" {
+		if e := r.chat("deepseek-llm:7b", "try", "").failure(t); e.Code != "upstream_error" {
 			t.Errorf("the one that tries: %+v", e)
 		}
 		if b := r.breaker("deepseek-llm:7b"); b.State != "open" || b.Opened != 2 {
@@ -192,7 +192,8 @@ func TestBreakerEmptiesTheQueue(t *testing.T) {
 	})
 }
 
-// A caller's mistakes, limits and an Ollama that is away are no model's fault.
+// A caller's mistakes, limits, a network that breaks and an Ollama that is away
+// are no model's fault.
 func TestBreakerCountsModelsFaults(t *testing.T) {
 	cfg := rigConfig{proxy: Config{Breaking: Breaking{Faults: 2, Pause: time.Minute}, Timeouts: routing.Timeouts{Queue: 2 * time.Second, Total: 20 * time.Second}}}
 	inBubble(t, cfg, func(t *testing.T, r *rig) {
@@ -202,6 +203,8 @@ func TestBreakerCountsModelsFaults(t *testing.T) {
 			r.sim.Inject(ollamasim.Fault{Kind: ollamasim.QueueFull, Times: 1})
 			r.chat("mistral", "hello", "")
 			r.sim.Inject(ollamasim.Fault{Kind: ollamasim.NoDone, After: 2, Times: 1}) // it repeated itself
+			r.chat("mistral", "hello", "")
+			r.sim.Inject(ollamasim.Fault{Kind: ollamasim.CutMid, After: 2, Times: 1}) // the network
 			r.chat("mistral", "hello", "")
 			r.sim.Inject(ollamasim.Fault{Kind: ollamasim.Refuse})
 			r.server.ollama.Close()
