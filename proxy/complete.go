@@ -75,7 +75,7 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 	}
 	for _, candidate := range d.Candidates {
 		facts := s.backend.facts(candidate.Digest)
-		model := s.sizes.estimate(seat(candidate, facts), candidate.Digest)
+		model := s.seat(candidate)
 		if model.Context <= room {
 			continue // no more room than one that was too small
 		}
@@ -88,11 +88,11 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 			request: request, model: model, class: x.urgency(class(x.asked.ServiceTier, &d)), decision: &d,
 			timeouts: d.Parameters.Timeouts.Or(s.cfg.Timeouts),
 			params: wire.Params{
-				Model: model.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.MaxTokens,
+				Model: candidate.Name, Context: model.Context, MaxTokens: d.Parameters.MaxTokens, MaxTokensCap: s.cfg.MaxTokens,
 				Temperature: d.Parameters.Temperature, Capabilities: facts.Capabilities,
 			},
 		}
-		x.model = model.Name
+		x.model = candidate.Name
 		if job.work, err = request.work(job.params); err != nil {
 			return nil, err
 		}
@@ -123,7 +123,7 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 	return nil, &tooLongError{param: x.asked.Prompt}
 }
 
-// seat is a candidate as the scheduler knows it.
+// seat is a candidate as the scheduler knows it, alone with its weights.
 func seat(c routing.Candidate, facts ollama.Facts) residency.Model {
 	m := residency.Model{
 		Name: c.Name, Size: residency.Bytes(c.Memory * float64(residency.GiB)), Tier: residency.Tier(c.Tier),

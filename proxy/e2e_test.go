@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +25,8 @@ import (
 	"tenure/proxy/ollama/ollamatest"
 	"tenure/residency"
 	"tenure/routing"
+
+	"github.com/ollama/ollama/api"
 )
 
 // realRig is tenure before a real Ollama.
@@ -307,4 +311,53 @@ func TestE2EWedge(t *testing.T) {
 		t.Error("it was not tenure that rescued it")
 	}
 	r.within("ready again", 20*time.Second, func() bool { return r.server.watched.stuckOn() == "" })
+}
+
+// A model made from another, with a prompt of its own, is answered by the
+// other's runner: nothing is loaded for it.
+func TestE2EDerived(t *testing.T) {
+	root, err := ollamatest.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	prepared, err := ollamatest.Prepare(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	models := t.TempDir() // other tests run on the prepared ones
+	if err := os.CopyFS(models, os.DirFS(prepared)); err != nil {
+		t.Fatal(err)
+	}
+	r := newRealRig(t, Config{Preload: true}, "OLLAMA_MODELS="+models)
+	r.within("the kept models are loaded", time.Minute, func() bool {
+		running, err := r.client.Running(t.Context())
+		return err == nil && len(running) == 3 && !slices.ContainsFunc(r.scheduler.State().Residents, func(m residency.Resident) bool { return m.Phase != residency.Ready })
+	})
+	err = api.NewClient(r.ollama.URL(), http.DefaultClient).Create(t.Context(),
+		&api.CreateRequest{Model: "recruiter", From: "mistral", System: "You write to nurses."}, func(api.ProgressResponse) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.within("it is seen", time.Minute, func() bool { return slices.Contains(r.server.router.Names(), "recruiter") })
+	before, err := r.ollama.Moves()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		for _, name := range []string{"mistral", "recruiter"} {
+			body := fmt.Sprintf(`{"model":%q,"max_tokens":4,"messages":[{"role":"user","content":"hello %d"}]}`, name, i)
+			resp, err := http.Post(r.api+"/v1/chat/completions", "application/json", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusOK || resp.Header.Get("Tenure-Model") != name || resp.Header.Get("Tenure-Residency") != "warm" {
+				t.Errorf("%s: %s by %s, %s", name, resp.Status, resp.Header.Get("Tenure-Model"), resp.Header.Get("Tenure-Residency"))
+			}
+		}
+	}
+	after, err := r.ollama.Moves()
+	if err != nil || len(after) != len(before) {
+		t.Errorf("Ollama moved models: %v (%v)", after[len(before):], err)
+	}
 }

@@ -206,7 +206,7 @@ func (s *Server) nativeShow(x *exchange) error {
 	if err != nil {
 		return fmt.Errorf("showing %s: %w", model.Name, err)
 	}
-	num := seat(model, s.backend.facts(model.Digest)).Context
+	num := s.seat(model).Context
 	if shown["parameters"], err = json.Marshal(withContext(shown["parameters"], num)); err != nil {
 		return err
 	}

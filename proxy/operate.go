@@ -195,8 +195,7 @@ func (s *Server) modelNamed(name string) (residency.Model, error) {
 	if err != nil {
 		return residency.Model{}, err
 	}
-	c := d.Candidates[0]
-	return seat(c, s.backend.facts(c.Digest)), nil
+	return s.seat(d.Candidates[0]), nil
 }
 
 // preloaded1 tells how far a load that was asked for has come.
@@ -258,8 +257,12 @@ func (s *Server) unload(ctx context.Context, name string) Preloaded {
 		if _, foreign := s.residency.State().Foreign[name]; foreign {
 			return s.unloadForeign(ctx, name)
 		}
-		if _, err := s.modelNamed(name); err != nil {
+		m, err := s.modelNamed(name)
+		switch {
+		case err != nil:
 			return Preloaded{Done: DoneRefused, Reason: explain(err).Refusal.Message}
+		case m.Name != name:
+			return s.unload(ctx, m.Name)
 		}
 		s.watched.excuse(name, true)
 		return Preloaded{Done: DoneUnloaded, Reason: "it was not loaded"}

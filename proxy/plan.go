@@ -257,7 +257,7 @@ func (s *Server) planner() *Planner {
 	p := &Planner{
 		Router: s.router, Limits: s.cfg.Limits, Budget: st.Available, MaxModels: st.MaxModels - len(st.Foreign), expect: s.expectedAnswer,
 		seat: func(c routing.Candidate) residency.Model {
-			m := s.sizes.estimate(seat(c, s.backend.facts(c.Digest)), c.Digest)
+			m := s.seat(c)
 			m.LoadTime = s.likelyLoad(m)
 			for _, r := range st.Residents {
 				if r.Model.Name == m.Name {

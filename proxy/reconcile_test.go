@@ -395,14 +395,7 @@ func TestRequestLoadsAfterARestart(t *testing.T) {
 // Two names of one file are one model in memory: Ollama lists it under the name
 // that came first. Neither name is lost for it, and neither is foreign.
 func TestTwoNamesOfOneFile(t *testing.T) {
-	models := ollamasim.Catalog()
-	for _, m := range models {
-		if m.Name == "llama3" {
-			m.Name, m.File = "recruiter", "llama3"
-			models = append(models, m)
-			break
-		}
-	}
+	models := withDerived("recruiter", "llama3")
 	const other = `{"model":"recruiter","keep_alive":-1,"options":{"num_ctx":8192}}`
 	inBubble(t, rigConfig{sim: ollamasim.Config{Models: models}}, func(t *testing.T, r *rig) {
 		at := func(when, listed string) {
@@ -430,6 +423,43 @@ func TestTwoNamesOfOneFile(t *testing.T) {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 		at("the file was there under the other name", "recruiter:latest")
+		r.rest()
+	})
+}
+
+// withDerived is the simulated catalog and a model made from one of it.
+func withDerived(name, from string) []ollamasim.Model {
+	models := ollamasim.Catalog()
+	m := models[slices.IndexFunc(models, func(m ollamasim.Model) bool { return m.Name == from })]
+	m.Name, m.File = name, from
+	return append(models, m)
+}
+
+// A model that was made from another, with a prompt of its own, is asked by its
+// own name in the other's place and with the other's context: Ollama would load
+// the file anew for each change of it.
+func TestDerivedModels(t *testing.T) {
+	inBubble(t, rigConfig{sim: ollamasim.Config{Models: withDerived("recruiter", "mistral")}}, func(t *testing.T, r *rig) {
+		before := r.sim.Counts()
+		for i := range 3 {
+			for _, name := range []string{"mistral", "recruiter"} {
+				a := r.chat(name, fmt.Sprintf("hello %d", i), "")
+				if a.status != http.StatusOK || a.header.Get("Tenure-Model") != name || a.header.Get("Tenure-Residency") != "warm" {
+					t.Errorf("%s: %d by %s, %s", name, a.status, a.header.Get("Tenure-Model"), a.header.Get("Tenure-Residency"))
+				}
+			}
+		}
+		time.Sleep(3 * watchEvery)
+		if c := r.sim.Counts(); c.Loads != before.Loads || c.Reloads != before.Reloads || len(r.findings()) != 0 {
+			t.Errorf("%d loads and %d reloads more, reconciled %v", c.Loads-before.Loads, c.Reloads-before.Reloads, r.findings())
+		}
+		if n := len(r.scheduler.State().Residents); n != 3 {
+			t.Errorf("%d models are booked, want 3", n)
+		}
+		status, done := r.preload(`{"recruiter":false}`)
+		if status != http.StatusOK || slices.Contains(r.sim.Loaded(), "mistral:latest") {
+			t.Errorf("unloaded by the other name: %d %+v, loaded %v", status, done, r.sim.Loaded())
+		}
 		r.rest()
 	})
 }

@@ -35,6 +35,7 @@ type backend struct {
 	version  string
 	models   []ollama.Installed
 	byDigest map[string]ollama.Facts
+	hosts    map[string]routing.Candidate // by digest, see hosts
 	resident []ollama.Resident
 }
 
@@ -113,7 +114,8 @@ func (s *Server) look(ctx context.Context) error {
 		models = slices.DeleteFunc(models, func(m ollama.Installed) bool { return m.RemoteHost != "" })
 	}
 	facts := s.learn(ctx, models)
-	s.router.SetInstalled(s.routable(models, facts))
+	routable := s.routable(models, facts)
+	s.router.SetInstalled(routable)
 	s.sizes.installed(models)
 
 	s.backend.mu.Lock()
@@ -121,7 +123,7 @@ func (s *Server) look(ctx context.Context) error {
 	if returned {
 		s.backend.up, s.backend.since = true, time.Now()
 	}
-	s.backend.version, s.backend.models, s.backend.byDigest = version, models, facts
+	s.backend.version, s.backend.models, s.backend.byDigest, s.backend.hosts = version, models, facts, hosts(s.router.Catalog(), routable, facts)
 	s.backend.mu.Unlock()
 
 	if returned {
@@ -182,6 +184,48 @@ func (s *Server) routable(models []ollama.Installed, facts map[string]ollama.Fac
 		}}
 	}
 	return list
+}
+
+// hosts tells, by digest, in whose place a model sits that shares its weights
+// with others: Ollama keeps them in memory once, with one context. It is the
+// catalog's first of them, or else the first by name.
+func hosts(catalog *routing.Catalog, models []routing.Installed, facts map[string]ollama.Facts) map[string]routing.Candidate {
+	ofBlob := map[string]routing.Candidate{}
+	host := func(m routing.Model, digest string) {
+		if blob := facts[digest].Blob; blob != "" && ofBlob[blob].Name == "" {
+			ofBlob[blob] = routing.Candidate{Model: m, Digest: digest}
+		}
+	}
+	digests := make(map[string]string, len(models))
+	for _, m := range models {
+		digests[m.Name] = m.Digest
+	}
+	for _, m := range catalog.Models {
+		host(m, digests[m.Name])
+	}
+	for _, m := range slices.SortedFunc(slices.Values(models), func(a, b routing.Installed) int { return strings.Compare(a.Name, b.Name) }) {
+		host(m.Model, m.Digest)
+	}
+	all := make(map[string]routing.Candidate, len(models))
+	for _, m := range models {
+		if h, ok := ofBlob[facts[m.Digest].Blob]; ok {
+			all[m.Digest] = h
+		}
+	}
+	return all
+}
+
+// seat is the place in memory that a candidate is answered from, as the
+// scheduler knows it and with what was learnt of it: its own, or the one of the
+// model whose weights it shares.
+func (s *Server) seat(c routing.Candidate) residency.Model {
+	s.backend.mu.Lock()
+	if host, ok := s.backend.hosts[c.Digest]; ok {
+		c = host
+	}
+	facts := s.backend.byDigest[c.Digest]
+	s.backend.mu.Unlock()
+	return s.sizes.estimate(seat(c, facts), c.Digest)
 }
 
 // reconcile compares the book with what Ollama has in memory.
@@ -294,7 +338,7 @@ func (s *Server) preload() {
 			s.log.Warn("model to be kept loaded is not pulled", "model", m.Name, "mend", "ollama pull "+m.Name)
 			continue
 		}
-		s.residency.Preload(s.sizes.estimate(seat(routing.Candidate{Model: m, Digest: digest}, s.backend.facts(digest)), digest))
+		s.residency.Preload(s.seat(routing.Candidate{Model: m, Digest: digest}))
 	}
 }
 

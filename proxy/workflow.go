@@ -102,14 +102,13 @@ func (s *Server) workflow(name string) Workflow {
 func (s *Server) taskModel(task string) (residency.Model, bool) {
 	d, err := s.router.Route(routing.Request{Model: "recruit/" + task})
 	if err == nil {
-		c := d.Candidates[0]
-		return seat(c, s.backend.facts(c.Digest)), true
+		return s.seat(d.Candidates[0]), true
 	}
 	c := s.router.Catalog()
 	for _, t := range c.Tasks {
 		for _, m := range c.Models {
 			if t.Name == task && m.Name == t.Model {
-				return seat(routing.Candidate{Model: m}, s.backend.facts("")), false
+				return s.seat(routing.Candidate{Model: m}), false
 			}
 		}
 	}

@@ -454,12 +454,10 @@ func (r *checkup) judgeBlobs() {
 		names := strings.Join(b.names, ", ")
 		switch {
 		case len(b.names) < 2 || len(b.contexts) == 0:
-		case len(b.contexts) == 1:
-			r.find(note, "", "%s are the same weights: whoever asks for another of the names shares the first one's place in memory", names)
 		case len(slices.Compact(slices.Sorted(slices.Values(b.contexts)))) > 1:
-			r.find(failure, "Give them one num_ctx in the catalog, or use one name.", "%s are the same weights with different contexts: Ollama loads them anew at each turn", names)
+			r.find(warning, "Give them one num_ctx in the catalog.", "%s are the same weights with different contexts: the first one's is used for all", names)
 		default:
-			r.find(warning, "Use one name in the catalog.", "%s are the same weights: they share one place in memory, which tenure counts twice", names)
+			r.find(note, "", "%s are the same weights: they share the first one's place in memory, and its context", names)
 		}
 	}
 }

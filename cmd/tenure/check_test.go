@@ -230,7 +230,7 @@ func TestCheckBlobs(t *testing.T) {
 	want := []struct {
 		severity severity
 		names    string
-	}{{failure, "a, b are"}, {warning, "c, d are"}, {note, "e, g are"}}
+	}{{warning, "a, b are"}, {note, "c, d are"}, {note, "e, g are"}}
 	if len(r.Findings) != len(want) {
 		t.Fatalf("%+v, want %d findings", r.Findings, len(want))
 	}
