@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -76,7 +77,8 @@ type Cache struct {
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
 
-	mu      sync.Mutex
+	keeping sync.RWMutex // held while an answer goes from its flight to the store
+	mu      sync.Mutex   // after keeping
 	flights map[Key]*flight
 	closed  bool
 }
@@ -88,7 +90,8 @@ type flight struct {
 	rank    int
 	rec     *Recording
 	cancel  context.CancelCauseFunc
-	readers int // guarded by Cache.mu
+	readers int  // guarded by Cache.mu
+	landed  bool // the answer is there, and about to be kept; guarded by Cache.mu
 }
 
 // New returns an empty cache. Close it after its last use.
@@ -118,7 +121,9 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 	if !private && !q.Refresh {
 		// Flights before the store: an answer is kept before its flight leaves
 		// the map, so whoever finds no flight finds what it left.
-		if f := c.flights[q.Key]; f != nil && f.rank <= q.Rank && f.rec.whole() {
+		if f := c.flights[q.Key]; f != nil && f.landed {
+			return c.joinLocked(f), Hit, 0
+		} else if f != nil && f.rank <= q.Rank && f.rec.whole() {
 			return c.joinLocked(f), Shared, 0
 		}
 		if e, age, ok := c.keptLocked(q); ok {
@@ -126,7 +131,7 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 			return rec.read(func() {}), Hit, age
 		}
 	}
-	f := &flight{key: q.Key, owner: q.Owner, rank: q.Rank, rec: newRecording(c.limit)}
+	f := &flight{key: q.Key, owner: q.Owner, rank: q.Rank, rec: &Recording{limit: c.limit}}
 	if c.closed {
 		f.rec.finish(ErrClosed)
 		return f.rec.read(func() {}), Bypass, 0
@@ -156,14 +161,28 @@ func (c *Cache) keptLocked(q Request) (*entry, time.Duration, bool) {
 	return e, age, q.MaxAge == 0 || age <= q.MaxAge
 }
 
-// fly does the work of a flight, keeps its answer and lets go of it.
+// fly does the work of a flight, keeps its answer and lets go of it. Its
+// readers do not wait for the store: whoever asks meanwhile reads the flight.
 func (c *Cache) fly(ctx context.Context, f *flight, fill Fill) {
 	defer f.cancel(nil)
 	ttl, err := guarded(ctx, f.rec, fill)
-	if err == nil && ttl > 0 && c.store != nil && f.rec.whole() && c.current(f) {
-		c.store.put(&entry{key: f.key, owner: f.owner, chunks: f.rec.chunks, kept: time.Now()}, ttl)
+	keep := err == nil && ttl > 0 && c.store != nil && f.rec.whole()
+	c.mu.Lock()
+	f.landed = keep
+	if !keep {
+		c.forgetLocked(f)
 	}
+	c.mu.Unlock()
 	f.rec.finish(err)
+	if !keep {
+		return
+	}
+	runtime.Gosched() // to those who were woken
+	c.keeping.RLock()
+	defer c.keeping.RUnlock()
+	if c.current(f) {
+		c.store.put(&entry{key: f.key, owner: f.owner, chunks: f.rec.chunks, kept: f.rec.ended}, ttl)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgetLocked(f)
@@ -185,7 +204,7 @@ func (c *Cache) joinLocked(f *flight) *Reader {
 	return f.rec.read(func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if f.readers--; f.readers == 0 {
+		if f.readers--; f.readers == 0 && !f.landed {
 			c.forgetLocked(f) // nobody may join work that is being cancelled
 			f.cancel(errAbandoned)
 		}
@@ -210,17 +229,23 @@ func (c *Cache) forgetLocked(f *flight) {
 // and returns how many there were. What is being made goes to its readers, and
 // is neither kept nor joined.
 func (c *Cache) Drop(o Owner) int {
+	c.keeping.Lock()
+	defer c.keeping.Unlock()
+	n := 0
 	c.mu.Lock()
 	for _, f := range c.flights {
 		if o.covers(f.owner) {
 			c.forgetLocked(f)
+			if f.landed {
+				n++
+			}
 		}
 	}
 	c.mu.Unlock()
 	if c.store == nil {
-		return 0
+		return n
 	}
-	return c.store.drop(o)
+	return n + c.store.drop(o)
 }
 
 // Close cancels unfinished work with [ErrClosed], waits for it and forgets

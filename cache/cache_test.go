@@ -652,3 +652,61 @@ func TestAllocationsOfAHit(t *testing.T) {
 		t.Errorf("%v allocations, want at most %v", got, most)
 	}
 }
+
+// Between an answer's end and the store, who asks reads the flight, though its
+// readers have left; and what is dropped then is not kept.
+func TestLandedFlight(t *testing.T) {
+	for _, drop := range []bool{false, true} {
+		c := open(t, Config{Bytes: 1 << 20})
+		q := Request{Key: KeyOf([]byte("q")), Owner: Owner{Tenant: "acme"}}
+		c.keeping.Lock() // nothing is kept while this is held
+		r, o, _ := c.Do(q, speak(0, time.Hour, "a", "b"))
+		want(t, r, o, Miss, "ab")
+		r, o, _ = c.Do(q, nil)
+		want(t, r, o, Hit, "ab")
+		if drop {
+			dropped := make(chan int)
+			go func() { dropped <- c.Drop(q.Owner) }()
+			c.keeping.Unlock()
+			if n := <-dropped; n != 1 {
+				t.Errorf("dropped %d answers, want 1", n)
+			}
+			r, o, _ = c.Do(q, speak(0, 0, "anew"))
+			want(t, r, o, Miss, "anew")
+			continue
+		}
+		c.keeping.Unlock()
+		c.work.Wait()
+		r, o, _ = c.Do(q, nil)
+		want(t, r, o, Hit, "ab")
+	}
+}
+
+// Who wants an answer whole is woken at its end, or when more comes than is held.
+func TestWaitForTheWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{FlightBytes: 10})
+		for _, step := range []struct {
+			words []string
+			woken time.Duration
+		}{
+			{[]string{"a", "b", "c"}, 3 * time.Second},
+			{[]string{"a", strings.Repeat("b", 10), "c"}, 2 * time.Second},
+		} {
+			start := time.Now()
+			r, _, _ := c.Do(Request{}, speak(time.Second, 0, step.words...))
+			for {
+				more, ready := r.Wait(true)
+				if ready {
+					break
+				}
+				<-more
+			}
+			if took := time.Since(start); took != step.woken {
+				t.Errorf("%q: woken after %v, want %v", step.words, took, step.woken)
+			}
+			want(t, r, Miss, Miss, strings.Join(step.words, ""))
+			synctest.Wait()
+		}
+	})
+}

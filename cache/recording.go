@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"slices"
 	"sync"
+	"time"
 )
 
 // ErrLagged is what a reader gets that fell so far behind that what it has yet
@@ -26,14 +28,11 @@ type Recording struct {
 	size    int // bytes ever appended
 	held    int // bytes of chunks
 	opening any
+	began   time.Time // of the first chunk
+	ended   time.Time
 	done    bool
 	err     error
-	grew    chan struct{} // closed, and replaced, whenever there is more to read
-	readers map[*Reader]struct{}
-}
-
-func newRecording(limit int) *Recording {
-	return &Recording{limit: limit, grew: make(chan struct{}), readers: map[*Reader]struct{}{}}
+	readers []*Reader
 }
 
 // Append adds chunks that came together: readers are woken once. The recording
@@ -44,6 +43,9 @@ func (r *Recording) Append(chunks ...[]byte) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.began.IsZero() {
+		r.began = time.Now()
+	}
 	for _, chunk := range chunks {
 		r.chunks = append(r.chunks, chunk)
 		r.size += len(chunk)
@@ -59,18 +61,17 @@ func (r *Recording) Append(chunks ...[]byte) {
 }
 
 // Open tells the readers how the work began, before its first chunk. It is
-// not part of the answer and is not kept.
+// not part of the answer and is not kept, and wakes nobody.
 func (r *Recording) Open(v any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.opening = v
-	r.wakeLocked()
 }
 
 func (r *Recording) finish(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.done, r.err = true, err
+	r.done, r.err, r.ended = true, err, time.Now()
 	r.wakeLocked()
 }
 
@@ -89,15 +90,20 @@ func (r *Recording) Begun() bool {
 	return r.size > 0
 }
 
+// wakeLocked wakes the readers that wait for a chunk or, when there is no use
+// in it any longer, for the end.
 func (r *Recording) wakeLocked() {
-	close(r.grew)
-	r.grew = make(chan struct{})
+	for _, reader := range r.readers {
+		if r.done || !reader.whole || r.size > r.limit {
+			reader.wakeLocked()
+		}
+	}
 }
 
 // trimLocked drops what the slowest reader has read.
 func (r *Recording) trimLocked() {
 	slowest := r.dropped + len(r.chunks)
-	for reader := range r.readers {
+	for _, reader := range r.readers {
 		slowest = min(slowest, reader.next)
 	}
 	n := slowest - r.dropped
@@ -112,24 +118,31 @@ func (r *Recording) trimLocked() {
 // cutLocked gives up the readers that are furthest behind, but for those that
 // lack only the newest chunk. It reports whether there were any.
 func (r *Recording) cutLocked() bool {
-	cut := false
-	for reader := range r.readers {
-		if reader.next == r.dropped && len(r.chunks) > 1 {
-			delete(r.readers, reader)
-			reader.lagged, cut = true, true
+	before := len(r.readers)
+	r.readers = slices.DeleteFunc(r.readers, func(reader *Reader) bool {
+		if reader.next != r.dropped || len(r.chunks) == 1 {
+			return false
 		}
-	}
-	return cut
+		reader.lagged = true
+		reader.wakeLocked()
+		return true
+	})
+	return len(r.readers) < before
 }
 
-// Reader reads one recording from its first chunk to its last.
+// Reader reads one recording from its first chunk to its last. It is for one
+// goroutine.
 type Reader struct {
 	rec   *Recording
-	next  int // index of the next chunk, counted from the start; guarded by rec.mu
 	leave func()
 	once  sync.Once
+	more  chan struct{} // buffered(1): a token is left when what is waited for has come, and now and then besides
 
-	lagged bool // guarded by rec.mu
+	// Guarded by rec.mu.
+	next   int // index of the next chunk, counted from the start
+	lagged bool
+	waits  bool // for a token
+	whole  bool // for the end alone
 }
 
 func (r *Recording) read(leave func()) *Reader {
@@ -137,9 +150,21 @@ func (r *Recording) read(leave func()) *Reader {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.done {
-		r.readers[reader] = struct{}{}
+		reader.more = make(chan struct{}, 1)
+		r.readers = append(r.readers, reader)
 	}
 	return reader
+}
+
+func (r *Reader) wakeLocked() {
+	if !r.waits {
+		return
+	}
+	r.waits = false
+	select {
+	case r.more <- struct{}{}:
+	default: // the last token is still there
+	}
 }
 
 // Next returns the next chunk, waiting for it while the recording is being
@@ -147,29 +172,30 @@ func (r *Recording) read(leave func()) *Reader {
 // or the cause for which ctx ended. The chunk must not be changed.
 func (r *Reader) Next(ctx context.Context) ([]byte, error) {
 	for {
-		chunk, more, err := r.poll()
+		chunk, err := r.poll()
 		if chunk != nil || err != nil {
 			return chunk, err
 		}
 		select {
-		case <-more:
+		case <-r.more:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
 }
 
-// More returns a channel that is closed once Next would not wait, or once
-// the work has told how it began.
-func (r *Reader) More() <-chan struct{} {
+// Wait reports whether Next would return at once: for who wants the answer
+// whole, every Next up to the end, or at least as many as the work makes before
+// it outgrows what is held of it. Until then more can be received from when it
+// is time to ask again; it may be early.
+func (r *Reader) Wait(whole bool) (more <-chan struct{}, ready bool) {
 	r.rec.mu.Lock()
 	defer r.rec.mu.Unlock()
-	if r.next < r.rec.dropped+len(r.rec.chunks) || r.rec.done {
-		ready := make(chan struct{})
-		close(ready)
-		return ready
+	if r.rec.done || r.next < r.rec.dropped+len(r.rec.chunks) && (!whole || r.rec.size > r.rec.limit) {
+		return nil, true
 	}
-	return r.rec.grew
+	r.waits, r.whole = true, whole
+	return r.more, false
 }
 
 // Ready reports whether Next would return at once.
@@ -190,6 +216,14 @@ func (r *Reader) Failed() error {
 	return r.rec.err
 }
 
+// Began is when the first chunk was made; zero when there is none yet or when
+// the recording was kept.
+func (r *Reader) Began() time.Time {
+	r.rec.mu.Lock()
+	defer r.rec.mu.Unlock()
+	return r.rec.began
+}
+
 // Opening returns what the work told of its beginning; nil when it has not
 // begun or when the recording was kept.
 func (r *Reader) Opening() any {
@@ -198,13 +232,13 @@ func (r *Reader) Opening() any {
 	return r.rec.opening
 }
 
-// poll returns the next chunk, the end, or a channel to wait on.
-func (r *Reader) poll() (chunk []byte, more <-chan struct{}, err error) {
+// poll returns the next chunk or the end; neither means to wait.
+func (r *Reader) poll() (chunk []byte, err error) {
 	rec := r.rec
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
 	if r.lagged {
-		return nil, nil, ErrLagged
+		return nil, ErrLagged
 	}
 	if i := r.next - rec.dropped; i < len(rec.chunks) {
 		chunk = rec.chunks[i]
@@ -212,15 +246,16 @@ func (r *Reader) poll() (chunk []byte, more <-chan struct{}, err error) {
 		if rec.size > rec.limit {
 			rec.trimLocked()
 		}
-		return chunk, nil, nil
+		return chunk, nil
 	}
 	switch {
 	case !rec.done:
-		return nil, rec.grew, nil
+		r.waits, r.whole = true, false
+		return nil, nil
 	case rec.err != nil:
-		return nil, nil, rec.err
+		return nil, rec.err
 	default:
-		return nil, nil, io.EOF
+		return nil, io.EOF
 	}
 }
 
@@ -242,7 +277,9 @@ func (r *Reader) Chunks(ctx context.Context) iter.Seq2[[]byte, error] {
 func (r *Reader) Close() {
 	r.once.Do(func() {
 		r.rec.mu.Lock()
-		delete(r.rec.readers, r)
+		if at := slices.Index(r.rec.readers, r); at >= 0 {
+			r.rec.readers = slices.Delete(r.rec.readers, at, at+1)
+		}
 		if r.rec.size > r.rec.limit {
 			r.rec.trimLocked()
 		}

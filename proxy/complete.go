@@ -269,26 +269,29 @@ func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Con
 	return context.WithTimeoutCause(ctx, d, cause)
 }
 
-// await returns when the answer's first chunk is there, or tells why it will
-// not come. Who waits for a stream for long is sent the headers meanwhile.
+// await returns when the answer's first chunk is there, for who wants it whole
+// when its last is, or tells why it will not come. Who waits for a stream for
+// long is sent the headers meanwhile.
 func (s *Server) await(x *exchange, reader *cache.Reader) error {
-	timer := time.NewTimer(headersAfter)
-	defer timer.Stop()
+	var late <-chan time.Time
+	var timer *time.Timer
+	if x.asked.Stream {
+		timer = time.NewTimer(headersAfter)
+		defer timer.Stop()
+		late = timer.C
+	}
 	for {
-		more := reader.More()
-		if a, ok := reader.Opening().(*admission); ok && x.admission != a {
-			x.admitted(a)
-		}
-		if reader.Ready() {
+		more, ready := reader.Wait(!x.asked.Stream)
+		if ready {
+			x.opened(reader)
 			return reader.Failed()
 		}
 		select {
 		case <-more:
-		case <-timer.C:
-			if x.asked.Stream {
-				if err := x.keepAlive(s.cfg.StallTimeout); err != nil {
-					return err
-				}
+		case <-late:
+			x.opened(reader)
+			if err := x.keepAlive(s.cfg.StallTimeout); err != nil {
+				return err
 			}
 			timer.Reset(keepAliveEvery)
 		case <-x.ctx.Done():
@@ -300,6 +303,9 @@ func (s *Server) await(x *exchange, reader *cache.Reader) error {
 // reply writes the whole answer as one JSON document.
 func (s *Server) reply(x *exchange, reader *cache.Reader) error {
 	var chunks [][]byte
+	if began := reader.Began(); !began.IsZero() {
+		x.firstByte = max(began.Sub(x.started), 1)
+	}
 	for {
 		chunk, err := reader.Next(x.ctx)
 		if errors.Is(err, io.EOF) {

@@ -56,6 +56,13 @@ func (x *exchange) present(request ask, digest string, ignored []string, age tim
 	}
 }
 
+// opened tells how the work of an answer began, if it has.
+func (x *exchange) opened(reader *cache.Reader) {
+	if a, ok := reader.Opening().(*admission); ok && x.admission != a {
+		x.admitted(a)
+	}
+}
+
 // admitted tells how the job came to its seat: in headers, or late.
 func (x *exchange) admitted(a *admission) {
 	x.admission = a
