@@ -36,7 +36,7 @@ func (s *Server) complete(ep endpoint) func(*exchange) error {
 		}
 		x.asked = request.Head()
 		if s.cfg.WholeTimeout > 0 && !x.asked.Stream {
-			stop := x.limit(s.cfg.WholeTimeout)
+			stop := x.limit(&s.clock, s.cfg.WholeTimeout)
 			defer stop()
 		}
 		if err := s.permit(x, x.asked.Model); err != nil {
@@ -234,7 +234,7 @@ func (s *Server) try(ctx context.Context, rec *cache.Recording, j *job) (time.Du
 		j.timeouts.Queue = max(j.timeouts.Queue-lease.Waited, time.Second) // what was waited is not waited again
 	}
 
-	ctx, cancel := withTimeout(ctx, j.timeouts.Total, errTotalTimeout)
+	ctx, cancel := s.clock.Context(ctx, j.timeouts.Total, errTotalTimeout)
 	defer cancel()
 	ctx = ollama.WithLimits(ctx, ollama.Limits{First: j.timeouts.FirstByte, Idle: j.timeouts.Idle})
 	meter := meter{began: time.Now()}
@@ -253,20 +253,13 @@ func (s *Server) try(ctx context.Context, rec *cache.Recording, j *job) (time.Du
 
 // acquire waits for a seat, and no longer than the queue's clock allows.
 func (s *Server) acquire(ctx context.Context, j *job) (*residency.Lease, error) {
-	ctx, cancel := withTimeout(ctx, j.timeouts.Queue, errQueueTimeout)
+	ctx, cancel := s.clock.Context(ctx, j.timeouts.Queue, errQueueTimeout)
 	defer cancel()
 	lease, err := s.residency.Acquire(ctx, j.model, j.class)
 	if errors.Is(err, errQueueTimeout) {
 		return nil, &queueTimeoutError{retry: max(s.residency.EstimateWait(j.model, j.class), time.Second)}
 	}
 	return lease, err
-}
-
-func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Context, context.CancelFunc) {
-	if d <= 0 {
-		return context.WithCancel(ctx)
-	}
-	return context.WithTimeoutCause(ctx, d, cause)
 }
 
 // await returns when the answer's first chunk is there, for who wants it whole

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"tenure/cache"
+	"tenure/proxy/alarm"
 	"tenure/proxy/ollama"
 	"tenure/proxy/wire"
 	"tenure/routing"
@@ -103,8 +104,8 @@ type exchange struct {
 func (x *exchange) age() time.Duration { return time.Since(x.started) }
 
 // limit ends the exchange's work at this age.
-func (x *exchange) limit(age time.Duration) (stop context.CancelFunc) {
-	x.ctx, stop = context.WithDeadlineCause(x.ctx, x.started.Add(age), errWholeTimeout)
+func (x *exchange) limit(clock *alarm.Clock, age time.Duration) (stop context.CancelFunc) {
+	x.ctx, stop = clock.Context(x.ctx, max(age-x.age(), 1), errWholeTimeout)
 	return stop
 }
 

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"tenure/proxy/alarm"
 )
 
 const (
@@ -107,7 +109,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 			l.turnAway(c, err)
 			continue
 		}
-		return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.leave(home) })}, nil
+		return &limitedConn{Conn: l.server.clock.NewConn(c), leave: sync.OnceFunc(func() { l.leave(home) })}, nil
 	}
 }
 
@@ -185,7 +187,7 @@ func (l *limitedListener) turnAway(c net.Conn, e *Error) {
 
 // limitedConn is a connection that is counted until it is closed.
 type limitedConn struct {
-	net.Conn
+	*alarm.Conn
 	leave func()
 }
 
@@ -196,7 +198,7 @@ func (c *limitedConn) Close() error {
 
 // CloseWrite is what net/http looks for, to end an answer without a reset.
 func (c *limitedConn) CloseWrite() error {
-	closeWrite(c.Conn)
+	closeWrite(c.Conn.Conn)
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tenure/cache"
+	"tenure/proxy/alarm"
 	"tenure/proxy/ollama"
 	"tenure/proxy/wire"
 	"tenure/residency"
@@ -77,6 +78,7 @@ type Server struct {
 	breakers  *breakers
 	bodies    allowance
 	buffers   buffers
+	clock     alarm.Clock
 
 	backend  backend
 	cards    cardWatch

@@ -27,6 +27,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tenure/proxy/alarm"
 	"tenure/residency"
 )
 
@@ -125,10 +126,11 @@ const (
 // Client talks to one Ollama. It is safe for concurrent use and follows no
 // redirect and no HTTP proxy: what it is sent stays on the way to its base URL.
 type Client struct {
-	base *url.URL
-	cfg  Config
-	http *http.Client
-	gpu  atomic.Bool // some model was seen in GPU memory
+	base  *url.URL
+	cfg   Config
+	http  *http.Client
+	gpu   atomic.Bool // some model was seen in GPU memory
+	clock alarm.Clock
 
 	life    context.Context //nolint:containedctx // of the probes, ended by Close
 	end     context.CancelFunc

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"time"
 
+	"tenure/proxy/alarm"
 	"tenure/proxy/wire"
 
 	"github.com/ollama/ollama/api"
@@ -124,7 +126,7 @@ func (c *Client) Embed(ctx context.Context, req *api.EmbedRequest) (*api.EmbedRe
 	r.Truncate, r.KeepAlive = new(false), nil
 	if limit := c.limits(ctx).First; limit > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, ErrFirstByte)
+		ctx, cancel = c.clock.Context(ctx, limit, ErrFirstByte)
 		defer cancel()
 	}
 	out := new(api.EmbedResponse)
@@ -154,7 +156,7 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 	}()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := watch(c.limits(ctx), cancel)
+	silence := c.watch(c.limits(ctx), cancel)
 	defer silence.end()
 	body, err := c.open(ctx, http.MethodPost, path, in)
 	if err != nil {
@@ -181,8 +183,7 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 		case last:
 			over = true
 			// To its end, so that the connection can be used again.
-			late := time.AfterFunc(time.Second, func() { cancel(nil) })
-			defer late.Stop()
+			silence.alarm.Set(time.Now().Add(time.Second))
 			_, _ = io.Copy(io.Discard, body)
 			return nil
 		}
@@ -201,39 +202,34 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 // silence is the wait for the next line of a stream.
 type silence struct {
 	limits Limits
-	cancel context.CancelCauseFunc
-	first  *time.Timer // nil once the first line has come, or without a limit
-	idle   *time.Timer // nil before the first line, or without a limit
+	begun  atomic.Bool
+	alarm  *alarm.Alarm
 }
 
 // watch cancels a stream that is silent beyond its limits.
-func watch(l Limits, cancel context.CancelCauseFunc) *silence {
-	s := &silence{limits: l, cancel: cancel}
+func (c *Client) watch(l Limits, cancel context.CancelCauseFunc) *silence {
+	s := &silence{limits: l}
+	s.alarm = c.clock.New(func() {
+		if s.begun.Load() {
+			cancel(ErrStalled)
+		} else {
+			cancel(ErrFirstByte)
+		}
+	})
 	if l.First > 0 {
-		s.first = time.AfterFunc(l.First, func() { cancel(ErrFirstByte) })
+		s.alarm.Set(time.Now().Add(l.First))
 	}
 	return s
 }
 
 // broken tells that a line has come.
 func (s *silence) broken() {
-	switch {
-	case s.idle != nil:
-		s.idle.Reset(s.limits.Idle)
-	case s.limits.Idle > 0:
-		s.idle = time.AfterFunc(s.limits.Idle, func() { s.cancel(ErrStalled) })
-	}
-	if s.first != nil {
-		s.first.Stop()
-		s.first = nil
+	s.begun.Store(true)
+	if s.limits.Idle > 0 {
+		s.alarm.Set(time.Now().Add(s.limits.Idle))
+	} else {
+		s.alarm.Stop()
 	}
 }
 
-func (s *silence) end() {
-	if s.first != nil {
-		s.first.Stop()
-	}
-	if s.idle != nil {
-		s.idle.Stop()
-	}
-}
+func (s *silence) end() { s.alarm.Stop() }
