@@ -126,11 +126,16 @@ const (
 // Client talks to one Ollama. It is safe for concurrent use and follows no
 // redirect and no HTTP proxy: what it is sent stays on the way to its base URL.
 type Client struct {
-	base  *url.URL
-	cfg   Config
-	http  *http.Client
-	gpu   atomic.Bool // some model was seen in GPU memory
-	clock alarm.Clock
+	base *url.URL
+	root *url.URL // base with a path, which JoinPath needs
+	cfg  Config
+	http *http.Client
+	gpu  atomic.Bool // some model was seen in GPU memory
+
+	clock    alarm.Clock
+	payloads sync.Pool // of *payload
+	bulks    sync.Pool // of *[64 << 10]byte, see bulk
+	lines    sync.Pool // of *[4 << 10]byte, most lines of an answer fit into
 
 	life    context.Context //nolint:containedctx // of the probes, ended by Close
 	end     context.CancelFunc
@@ -163,6 +168,11 @@ func New(base *url.URL, cfg Config) *Client {
 	if dial == nil {
 		dial = (&net.Dialer{}).DialContext
 	}
+	life, end := context.WithCancel(context.Background())
+	c := &Client{
+		life: life, end: end, probes: make(map[string]chan struct{}), short: make(map[Shortfall]uint64),
+		base: base, root: base.JoinPath("/"), cfg: cfg,
+	}
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, cfg.Connect)
@@ -171,23 +181,18 @@ func New(base *url.URL, cfg Config) *Client {
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 			}
-			return conn, nil
+			return bulk{conn, &c.bulks}, nil
 		},
 		DisableCompression:  true,
 		MaxIdleConnsPerHost: 16,
 		WriteBufferSize:     16 << 10, // most requests go out in one piece
 		IdleConnTimeout:     90 * time.Second,
 	}
-	life, end := context.WithCancel(context.Background())
-	return &Client{
-		life: life, end: end, probes: make(map[string]chan struct{}), short: make(map[Shortfall]uint64),
-		base: base,
-		cfg:  cfg,
-		http: &http.Client{
-			Transport:     transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+	c.http = &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+	return c
 }
 
 // URL is where the server is, without a password.
@@ -201,26 +206,26 @@ func (c *Client) Close() {
 }
 
 // open sends one request and returns the body of a 200. Other statuses become
-// a *StatusError.
+// a *StatusError. A payload is sent as it is, and given back.
 func (c *Client) open(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
-	var body io.Reader
-	data, encoded := in.(json.RawMessage)
-	if in != nil && !encoded {
-		var err error
-		if data, err = json.Marshal(in); err != nil {
-			return nil, fmt.Errorf("encoding %s: %w", path, err)
+	var req *http.Request
+	var err error
+	switch body := in.(type) {
+	case nil:
+		req, err = http.NewRequestWithContext(ctx, method, "", nil)
+	case *payload:
+		defer c.giveBack(body)
+		req, err = body.request(ctx, method)
+	default:
+		whole := &payload{}
+		if whole.bytes, err = json.Marshal(in); err == nil {
+			req, err = whole.request(ctx, method)
 		}
 	}
-	if in != nil {
-		body = bytes.NewReader(data)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base.JoinPath(path).String(), body)
 	if err != nil {
 		return nil, fmt.Errorf("asking %s: %w", path, err)
 	}
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
+	req.URL = c.root.JoinPath(path)
 	// A kept connection that turns out to be dead says nothing of the server.
 	// Whatever is asked here may be asked again, and this header, never sent
 	// without a value, tells net/http so: it tries a fresh connection.

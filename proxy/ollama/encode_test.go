@@ -14,8 +14,11 @@ func TestEncodeChat(t *testing.T) {
 	text := rapid.StringOf(rapid.RuneFrom([]rune("aä<&\"\\\n\t\x00\u2028😀\ufffd")))
 	rapid.Check(t, func(t *rapid.T) {
 		req := &api.ChatRequest{
-			Model: text.Draw(t, "model"), Stream: new(true), Format: json.RawMessage(`"json"`),
+			Model: text.Draw(t, "model"), Stream: new(true), Truncate: new(false), Shift: new(false),
 			Options: map[string]any{"stop": []string{text.Draw(t, "stop"), `"messages":null`}},
+		}
+		if rapid.Bool().Draw(t, "format") {
+			req.Format, req.TopLogprobs = json.RawMessage(`"json"`), 1
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "messages") {
 			m := api.Message{Role: text.Draw(t, "role"), Content: text.Draw(t, "content")}
@@ -33,7 +36,7 @@ func TestEncodeChat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		encoded, err := encodeChat(req)
+		encoded, err := appendChat(nil, req)
 		if err != nil {
 			t.Fatal(err)
 		}

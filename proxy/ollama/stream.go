@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -30,73 +31,70 @@ const maxLine = 8 << 20
 func (c *Client) Chat(ctx context.Context, req *api.ChatRequest, each func(*api.ChatResponse) error) error {
 	r := *req
 	r.Stream, r.Truncate, r.Shift, r.KeepAlive = new(true), new(false), new(false), nil
-	body, err := encodeChat(&r)
-	if err != nil {
+	body := c.payload()
+	var err error
+	if body.bytes, err = appendChat(body.bytes, &r); err != nil {
 		return err
 	}
+	var piece api.ChatResponse
 	return c.stream(ctx, slot{r.Model, r.Options["num_ctx"]}, "/api/chat", body, func(data []byte) (bool, error) {
-		var l chatLine
-		if err := json.Unmarshal(data, &l); err != nil {
-			return false, malformed(err)
+		if err := readChat(data, &piece); err != nil {
+			return false, err
 		}
-		if l.Error != "" {
-			return false, &StatusError{Status: http.StatusInternalServerError, Message: l.Error}
-		}
-		return l.Done, each(&api.ChatResponse{
-			CreatedAt: l.CreatedAt, Message: api.Message(l.Message), Done: l.Done, DoneReason: l.DoneReason, Logprobs: l.Logprobs, Metrics: l.Metrics,
-		})
+		return piece.Done, each(&piece)
 	})
 }
 
-// chatLine is what is read of a line: api.ChatResponse reads its message twice.
-type chatLine struct {
-	CreatedAt  time.Time     `json:"created_at"`
-	Message    chatMessage   `json:"message"`
-	Done       bool          `json:"done"`
-	DoneReason string        `json:"done_reason"`
-	Logprobs   []api.Logprob `json:"logprobs"`
-	Error      string        `json:"error"`
-	api.Metrics
-}
-
-// chatMessage is api.Message without its own way of being read.
-type chatMessage api.Message
-
-// encodeChat is json.Marshal, but for the conversation, which is nearly all of
-// a request: encoding/json escapes text at a quarter of the speed.
-func encodeChat(r *api.ChatRequest) (json.RawMessage, error) {
-	const none = `"messages":null` // stands in no string: there, its quotes are escaped
-	other := *r
-	other.Messages = nil
-	rest, err := json.Marshal(&other)
+// appendChat is json.Marshal, but for what nearly all of a usual request is, the
+// conversation: encoding/json escapes text at a quarter of the speed.
+func appendChat(dst []byte, r *api.ChatRequest) ([]byte, error) {
+	dst, tail, err := appendFrame(dst, r)
 	if err != nil {
-		return nil, fmt.Errorf("encoding a chat: %w", err)
+		return nil, err
 	}
-	head, tail, _ := bytes.Cut(rest, []byte(none))
-	size := len(rest)
-	for _, m := range r.Messages {
-		size += len(m.Content) + len(m.Content)/16 + len(`{"role":"assistant","content":""},`)
-	}
-	body := append(make([]byte, 0, size), head...)
-	body = append(body, `"messages":[`...)
+	dst = append(dst, '[')
 	for i, m := range r.Messages {
 		if i > 0 {
-			body = append(body, ',')
+			dst = append(dst, ',')
 		}
 		if m.Thinking != "" || m.Images != nil || m.ToolCalls != nil || m.ToolName != "" || m.ToolCallID != "" {
 			whole, err := json.Marshal(&m)
 			if err != nil {
 				return nil, fmt.Errorf("encoding a message: %w", err)
 			}
-			body = append(body, whole...)
+			dst = append(dst, whole...)
 			continue
 		}
-		body = wire.AppendString(append(body, `{"role":`...), m.Role)
-		body = wire.AppendString(append(body, `,"content":`...), m.Content)
-		body = append(body, '}')
+		dst = wire.AppendString(append(dst, `{"role":`...), m.Role)
+		dst = wire.AppendString(append(dst, `,"content":`...), m.Content)
+		dst = append(dst, '}')
 	}
-	body = append(body, ']')
-	return append(body, tail...), nil
+	return append(append(dst, ']'), tail...), nil
+}
+
+// appendFrame appends what comes before the messages of a request, and returns
+// what comes after them.
+func appendFrame(dst []byte, r *api.ChatRequest) (head, tail []byte, err error) {
+	other := *r
+	other.Model, other.Messages, other.Options, other.Stream, other.Truncate, other.Shift = "", nil, nil, nil, nil, nil
+	if reflect.ValueOf(other).IsZero() && r.Stream != nil && r.Truncate != nil && r.Shift != nil {
+		tail = fmt.Appendf(nil, `,"stream":%t,"truncate":%t,"shift":%t,"options":`, *r.Stream, *r.Truncate, *r.Shift)
+		options, err := json.Marshal(r.Options)
+		if err != nil {
+			return nil, nil, fmt.Errorf("encoding options: %w", err)
+		}
+		tail = append(append(tail, options...), '}')
+		return append(wire.AppendString(append(dst, `{"model":`...), r.Model), `,"messages":`...), tail, nil
+	}
+	const none = `"messages":null` // stands in no string: there, its quotes are escaped
+	other = *r
+	other.Messages = nil
+	rest, err := json.Marshal(&other)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encoding a chat: %w", err)
+	}
+	before, after, _ := bytes.Cut(rest, []byte(none))
+	return append(append(dst, before...), `"messages":`...), after, nil
 }
 
 // Generate is Chat for a bare prompt.
@@ -165,8 +163,13 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 	}
 	defer body.Close()
 
+	buf, ok := c.lines.Get().(*[4 << 10]byte)
+	if !ok {
+		buf = new([4 << 10]byte)
+	}
+	defer c.lines.Put(buf)
 	lines := bufio.NewScanner(body)
-	lines.Buffer(make([]byte, 0, 4<<10), maxLine)
+	lines.Buffer(buf[:], maxLine)
 	for lines.Scan() {
 		silence.broken()
 		if len(lines.Bytes()) == 0 {
