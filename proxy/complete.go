@@ -295,7 +295,7 @@ func (s *Server) await(x *exchange, reader *cache.Reader) error {
 
 // reply writes the whole answer as one JSON document.
 func (s *Server) reply(x *exchange, reader *cache.Reader) error {
-	var chunks [][]byte
+	chunks, size := make([][]byte, 0, 8), 512 // with what stands around the text
 	if began := reader.Began(); !began.IsZero() {
 		x.firstByte = max(began.Sub(x.started), 1)
 	}
@@ -309,11 +309,10 @@ func (s *Server) reply(x *exchange, reader *cache.Reader) error {
 		}
 		x.count(chunk)
 		chunks = append(chunks, chunk)
+		size += len(chunk)
 	}
-	body := x.encoder.AppendBody(nil, slices.Values(chunks))
-	h := x.gin.Writer.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
+	body := x.encoder.AppendBody(make([]byte, 0, size), slices.Values(chunks))
+	set(x.gin.Writer.Header(), "Content-Type", "application/json", "Content-Length", strconv.Itoa(len(body)))
 	x.gin.Writer.WriteHeader(http.StatusOK)
 	return x.send(body, s.cfg.StallTimeout)
 }

@@ -29,7 +29,7 @@ type ask interface {
 	Encoder(wire.Stamp) wire.Encoder
 
 	question() routing.Request        // what the router may look at
-	leastTokens(enough int) int       // a floor for the prompt's tokens; counting may stop at enough
+	leastTokens(enough int) int       // a floor for the prompt's tokens; exact only about whether it reaches enough
 	work(p wire.Params) (work, error) // the error is the client's
 }
 
@@ -85,7 +85,13 @@ func (c conversation) question() routing.Request {
 }
 
 func (c conversation) leastTokens(enough int) int {
-	n := 0
+	n, size := 0, 0
+	for _, m := range c.Messages {
+		size += len(m.Text)
+	}
+	if size < enough {
+		return 0 // a word has a byte at least
+	}
 	for _, m := range c.Messages {
 		if n += countWords(m.Text, enough-n); n >= enough {
 			break

@@ -165,14 +165,20 @@ func (s *Server) panicked(x *exchange, v any, stack []byte) error {
 func requestID(h http.Header) string {
 	id := h.Get("X-Request-Id")
 	if len(id) == 0 || len(id) > 128 {
-		return "req_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+		return newID("req_")
 	}
 	for _, r := range id {
 		if r <= ' ' || r > '~' || r == '"' {
-			return "req_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+			return newID("req_")
 		}
 	}
 	return id
+}
+
+// newID returns a prefix and 32 random digits.
+func newID(prefix string) string {
+	id := uuid.New()
+	return string(hex.AppendEncode(append(make([]byte, 0, 40), prefix...), id[:]))
 }
 
 // tries is how often OpenAI's clients say that they have sent a request before.
@@ -315,10 +321,17 @@ func (s *Server) finish(x *exchange) {
 		outcome, status = x.err.Outcome, x.err.Refusal.Status
 	}
 	s.metrics.request(x, outcome)
-	attrs := []slog.Attr{
+	level := slog.LevelInfo
+	if x.err != nil && x.err.Refusal.Status >= http.StatusInternalServerError {
+		level = slog.LevelWarn
+	}
+	if !s.log.Enabled(x.ctx, level) {
+		return
+	}
+	attrs := append(make([]slog.Attr, 0, 16),
 		slog.String("request", x.id), slog.String("route", x.route), slog.Int("status", status),
 		slog.String("outcome", outcome), slog.Duration("took", x.age()),
-	}
+	)
 	if x.try > 0 {
 		attrs = append(attrs, slog.Uint64("try", x.try))
 	}
@@ -337,17 +350,17 @@ func (s *Server) finish(x *exchange) {
 	if x.prompt+x.answer > 0 {
 		attrs = append(attrs, slog.Int("prompt_tokens", x.prompt), slog.Int("completion_tokens", x.answer))
 	}
-	level := slog.LevelInfo
 	if x.err != nil {
 		attrs = append(attrs, slog.String("code", x.err.Refusal.Code))
-		if x.err.Refusal.Status >= http.StatusInternalServerError {
-			level = slog.LevelWarn
-		}
 		if x.err.Err != nil && level == slog.LevelWarn {
 			attrs = append(attrs, slog.String("err", logText(x.err.Err)))
 		}
 	}
-	s.log.LogAttrs(x.ctx, level, "request served", attrs...)
+	// By the handler: the logger would look up the place of this line first,
+	// which nobody is told.
+	line := slog.NewRecord(time.Now(), level, "request served", 0)
+	line.AddAttrs(attrs...)
+	_ = s.log.Handler().Handle(x.ctx, line) // as the logger does
 }
 
 // logText is an error as the log may have it. Ollama's own words stay out: a

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"strconv"
+	"sync"
 
 	"tenure/cache"
 	"tenure/proxy/ollama"
@@ -26,6 +27,7 @@ type metrics struct {
 	queued     *prometheus.HistogramVec
 	tokens     *prometheus.CounterVec
 	cache      map[cache.Outcome]prometheus.Counter
+	tallies    sync.Map // of kind, to *tally
 }
 
 // seconds spans a cache hit to a batch behind a load.
@@ -86,23 +88,58 @@ func newMetrics(r *residency.Scheduler, o *ollama.Client) *metrics {
 	return m
 }
 
+// kind is all that tells the metrics of one request from those of another.
+type kind struct{ route, task, model, cause, outcome string }
+
+// tally is where requests of one kind are counted, each looked up once, and
+// not before there is something to count.
+type tally struct {
+	requests           func() prometheus.Counter
+	took, firstByte    func() prometheus.Observer
+	warm, cold         func() prometheus.Observer // waits for a seat
+	prompt, completion func() prometheus.Counter  // tokens
+}
+
+func (m *metrics) of(k kind) *tally {
+	if t, ok := m.tallies.Load(k); ok {
+		return t.(*tally) //nolint:forcetypeassert // nothing else is stored
+	}
+	counter := func(v *prometheus.CounterVec, labels ...string) func() prometheus.Counter {
+		return sync.OnceValue(func() prometheus.Counter { return v.WithLabelValues(labels...) })
+	}
+	observer := func(v *prometheus.HistogramVec, labels ...string) func() prometheus.Observer {
+		return sync.OnceValue(func() prometheus.Observer { return v.WithLabelValues(labels...) })
+	}
+	t, _ := m.tallies.LoadOrStore(k, &tally{
+		requests: counter(m.requests, k.route, k.task, k.model, k.cause, k.outcome),
+		took:     observer(m.took, k.task), firstByte: observer(m.firstByte, k.task, k.model),
+		warm: observer(m.queued, k.model, "warm"), cold: observer(m.queued, k.model, "cold"),
+		prompt: counter(m.tokens, k.task, k.model, "prompt"), completion: counter(m.tokens, k.task, k.model, "completion"),
+	})
+	return t.(*tally) //nolint:forcetypeassert // nothing else is stored
+}
+
 // request counts a request once, when it is over.
 func (m *metrics) request(x *exchange, outcome string) {
-	task, model := x.decision.Task, x.model
-	m.requests.WithLabelValues(x.route, task, model, x.cause, outcome).Inc()
-	m.took.WithLabelValues(task).Observe(x.age().Seconds())
+	t := m.of(kind{x.route, x.decision.Task, x.model, x.cause, outcome})
+	t.requests().Inc()
+	t.took().Observe(x.age().Seconds())
 	if x.cached {
 		m.cache[x.outcome].Inc()
 	}
 	if x.firstByte > 0 {
-		m.firstByte.WithLabelValues(task, model).Observe(x.firstByte.Seconds())
+		t.firstByte().Observe(x.firstByte.Seconds())
 	}
 	if a := x.admission; a != nil && x.outcome != cache.Shared { // who joins takes no seat
-		m.queued.WithLabelValues(model, a.seat()).Observe(a.waited.Seconds())
+		queued := t.warm
+		if a.cold {
+			queued = t.cold
+		}
+		queued().Observe(a.waited.Seconds())
 	}
 	if x.prompt+x.answer > 0 {
-		m.tokens.WithLabelValues(task, model, "prompt").Add(float64(x.prompt))
-		m.tokens.WithLabelValues(task, model, "completion").Add(float64(x.answer))
+		t.prompt().Add(float64(x.prompt))
+		t.completion().Add(float64(x.answer))
 	}
 }
 

@@ -11,8 +11,6 @@ import (
 
 	"tenure/cache"
 	"tenure/proxy/wire"
-
-	"github.com/google/uuid"
 )
 
 const (
@@ -32,7 +30,7 @@ const (
 // pulled again, may answer otherwise.
 func (x *exchange) present(request ask, digest string, ignored []string, age time.Duration) {
 	if x.stamp.ID == "" {
-		x.stamp = wire.Stamp{ID: strings.ReplaceAll(uuid.NewString(), "-", ""), Created: time.Now().Unix()}
+		x.stamp = wire.Stamp{ID: newID(""), Created: time.Now().Unix()}
 	}
 	if digest != "" {
 		x.stamp.Fingerprint = "fp_" + digest[:min(12, len(digest))]
@@ -43,16 +41,22 @@ func (x *exchange) present(request ask, digest string, ignored []string, age tim
 		return
 	}
 	h := x.gin.Writer.Header()
-	h.Set("Tenure-Task", x.decision.Task)
-	h.Set("Tenure-Confidence", strconv.FormatFloat(x.decision.Confidence, 'f', 2, 64))
-	h.Set("Tenure-Cause", x.cause)
-	h.Set("Tenure-Model", x.model)
-	h.Set("Tenure-Cache", x.outcome.String())
+	set(h, "Tenure-Task", x.decision.Task, "Tenure-Confidence", strconv.FormatFloat(x.decision.Confidence, 'f', 2, 64),
+		"Tenure-Cause", x.cause, "Tenure-Model", x.model, "Tenure-Cache", x.outcome.String())
 	if x.outcome == cache.Hit {
 		h.Set("Age", strconv.Itoa(int(age.Seconds())))
 	}
 	if len(ignored) > 0 {
 		h.Set("Tenure-Ignored", strings.Join(ignored, ", "))
+	}
+}
+
+// set sets headers, given as canonical names and values.
+func set(h http.Header, pairs ...string) {
+	values := make([]string, len(pairs)/2)
+	for i := range values {
+		values[i] = pairs[2*i+1]
+		h[pairs[2*i]] = values[i : i+1 : i+1]
 	}
 }
 
@@ -71,8 +75,7 @@ func (x *exchange) admitted(a *admission) {
 		x.late = append(x.late, "Tenure-Residency: "+a.seat(), "Tenure-Queued-Ms: "+queued)
 		return
 	}
-	x.gin.Writer.Header().Set("Tenure-Residency", a.seat())
-	x.gin.Writer.Header().Set("Tenure-Queued-Ms", queued)
+	set(x.gin.Writer.Header(), "Tenure-Residency", a.seat(), "Tenure-Queued-Ms", queued)
 }
 
 // retract takes back what was said of a seat whose model could not answer.
@@ -88,10 +91,7 @@ func (x *exchange) openStream(contentType string) {
 	if x.gin.Writer.Written() {
 		return
 	}
-	h := x.gin.Writer.Header()
-	h.Set("Content-Type", contentType)
-	h.Set("Cache-Control", "no-cache")
-	h.Set("X-Accel-Buffering", "no")
+	set(x.gin.Writer.Header(), "Content-Type", contentType, "Cache-Control", "no-cache", "X-Accel-Buffering", "no")
 	x.gin.Writer.WriteHeader(http.StatusOK)
 	x.gin.Writer.WriteHeaderNow()
 }

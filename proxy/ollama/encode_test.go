@@ -15,7 +15,7 @@ func TestEncodeChat(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		req := &api.ChatRequest{
 			Model: text.Draw(t, "model"), Stream: new(true), Truncate: new(false), Shift: new(false),
-			Options: map[string]any{"stop": []string{text.Draw(t, "stop"), `"messages":null`}},
+			Options: map[string]any{"stop": []string{text.Draw(t, "stop"), `"messages":null`}, "seed": rapid.Int32().Draw(t, "seed"), "num_ctx": rapid.IntRange(0, 1<<20).Draw(t, "num_ctx"), "top_p": rapid.Float64().Draw(t, "top_p")},
 		}
 		if rapid.Bool().Draw(t, "format") {
 			req.Format, req.TopLogprobs = json.RawMessage(`"json"`), 1

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -78,12 +79,14 @@ func appendFrame(dst []byte, r *api.ChatRequest) (head, tail []byte, err error) 
 	other := *r
 	other.Model, other.Messages, other.Options, other.Stream, other.Truncate, other.Shift = "", nil, nil, nil, nil, nil
 	if reflect.ValueOf(other).IsZero() && r.Stream != nil && r.Truncate != nil && r.Shift != nil {
-		tail = fmt.Appendf(nil, `,"stream":%t,"truncate":%t,"shift":%t,"options":`, *r.Stream, *r.Truncate, *r.Shift)
-		options, err := json.Marshal(r.Options)
-		if err != nil {
-			return nil, nil, fmt.Errorf("encoding options: %w", err)
+		tail = strconv.AppendBool(append(make([]byte, 0, 256), `,"stream":`...), *r.Stream)
+		tail = strconv.AppendBool(append(tail, `,"truncate":`...), *r.Truncate)
+		tail = strconv.AppendBool(append(tail, `,"shift":`...), *r.Shift)
+		tail = append(tail, `,"options":{`...)
+		if tail, err = appendOptions(tail, r.Options); err != nil {
+			return nil, nil, err
 		}
-		tail = append(append(tail, options...), '}')
+		tail = append(tail, "}}"...)
 		return append(wire.AppendString(append(dst, `{"model":`...), r.Model), `,"messages":`...), tail, nil
 	}
 	const none = `"messages":null` // stands in no string: there, its quotes are escaped
@@ -95,6 +98,31 @@ func appendFrame(dst []byte, r *api.ChatRequest) (head, tail []byte, err error) 
 	}
 	before, after, _ := bytes.Cut(rest, []byte(none))
 	return append(append(dst, before...), `"messages":`...), after, nil
+}
+
+// appendOptions appends the members of an object, in any order.
+func appendOptions(dst []byte, options map[string]any) ([]byte, error) {
+	begun := false
+	for name, value := range options {
+		if begun {
+			dst = append(dst, ',')
+		}
+		begun = true
+		dst = append(wire.AppendString(dst, name), ':')
+		switch v := value.(type) {
+		case int:
+			dst = strconv.AppendInt(dst, int64(v), 10)
+		case float64:
+			dst = strconv.AppendFloat(dst, v, 'g', -1, 64) // of JSON, it is finite
+		default:
+			other, err := json.Marshal(value)
+			if err != nil {
+				return nil, fmt.Errorf("encoding %s: %w", name, err)
+			}
+			dst = append(dst, other...)
+		}
+	}
+	return dst, nil
 }
 
 // Generate is Chat for a bare prompt.
