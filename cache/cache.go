@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,6 +25,9 @@ type PanicError struct {
 }
 
 func (e *PanicError) Error() string { return fmt.Sprintf("cache: work panicked: %v", e.Value) }
+
+// mostIdle is how many goroutines wait for work.
+const mostIdle = 16
 
 // Outcome tells where an answer comes from.
 type Outcome uint8
@@ -77,6 +81,10 @@ type Cache struct {
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
 
+	workers sync.WaitGroup
+	tasks   chan func() // taken by those who are idle
+	idle    atomic.Int64
+
 	keeping sync.RWMutex // held while an answer goes from its flight to the store
 	mu      sync.Mutex   // after keeping
 	flights map[Key]*flight
@@ -96,7 +104,7 @@ type flight struct {
 
 // New returns an empty cache. Close it after its last use.
 func New(cfg Config) (*Cache, error) {
-	c := &Cache{limit: cfg.FlightBytes, flights: map[Key]*flight{}}
+	c := &Cache{limit: cfg.FlightBytes, flights: map[Key]*flight{}, tasks: make(chan func())}
 	if c.limit == 0 {
 		c.limit = 1 << 20
 	}
@@ -142,7 +150,11 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 	var ctx context.Context
 	ctx, f.cancel = context.WithCancelCause(c.ctx)
 	r = c.joinLocked(f)
-	c.work.Go(func() { c.fly(ctx, f, fill) })
+	c.work.Add(1)
+	c.start(func() {
+		defer c.work.Done()
+		c.fly(ctx, f, fill)
+	})
 	if private {
 		return r, Bypass, 0
 	}
@@ -211,6 +223,31 @@ func (c *Cache) joinLocked(f *flight) *Reader {
 	})
 }
 
+// start does work in a goroutine: in one that is idle, if there is one. Its
+// stack has grown to what such work takes.
+func (c *Cache) start(work func()) {
+	select {
+	case c.tasks <- work:
+		return
+	default:
+	}
+	c.workers.Go(func() {
+		for {
+			work()
+			if c.idle.Add(1) > mostIdle {
+				c.idle.Add(-1)
+				return
+			}
+			select {
+			case work = <-c.tasks:
+				c.idle.Add(-1)
+			case <-c.ctx.Done():
+				return
+			}
+		}
+	})
+}
+
 // current reports whether a flight is the newest of its key: the answer of one
 // that was replaced is not kept.
 func (c *Cache) current(f *flight) bool {
@@ -256,6 +293,7 @@ func (c *Cache) Close() {
 	c.mu.Unlock()
 	c.cancel(ErrClosed)
 	c.work.Wait()
+	c.workers.Wait()
 	if c.store != nil {
 		c.store.close()
 	}
