@@ -79,7 +79,7 @@ func (r *report) figures() (list []figure) {
 	streamed := func(way string) stream {
 		return r.Streams[slices.IndexFunc(r.Streams, func(s stream) bool { return s.Way == way })]
 	}
-	const plain, miss = "ReverseProxy", "tenure, miss"
+	const plain, miss = reverseProxy, "tenure, miss"
 	return []figure{
 		{"10 KB: added p50 of a miss, to the ReverseProxy's", at(miss, 10<<10).Added.P50 / at(plain, 10<<10).Added.P50, 1.5},
 		{"10 KB: p50 of a hit, to the gin handler's", at("tenure, hit", 10<<10).Quantiles.P50 / at("gin handler", 10<<10).Quantiles.P50, 1.3},
@@ -99,14 +99,14 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(t, "\nOne client, one request at a time (added: less direct; ratio: to the ReverseProxy's)\n\n")
 	fmt.Fprintln(t, "| way\t| bytes\t| p50 us\t| added p50\t| p90\t| p99\t| ratio\t| CPU us\t| ratio\t|\n|---|---|---|---|---|---|---|---|---|")
 	for _, l := range r.Latency {
-		base := r.Latency[slices.IndexFunc(r.Latency, func(b latency) bool { return b.Way == "ReverseProxy" && b.Bytes == l.Bytes })]
+		base := r.Latency[slices.IndexFunc(r.Latency, func(b latency) bool { return b.Way == reverseProxy && b.Bytes == l.Bytes })]
 		fmt.Fprintf(t, "| %s\t| %d\t| %.0f\t| %.0f\t| %.0f\t| %.0f\t| %.2f\t| %.0f\t| %.2f\t|\n", l.Way, l.Bytes, l.Quantiles.P50,
 			l.Added.P50, l.Added.P90, l.Added.P99, l.Added.P50/base.Added.P50, l.CPU, l.CPU/base.CPU)
 	}
 	fmt.Fprintf(t, "\nStreams of %d chunks, 10 KB asked\n\n", streamChunks)
 	fmt.Fprintln(t, "| way\t| first token p50 us\t| added\t| ratio\t| chunk transit p50 us\t| added\t| ratio\t|\n|---|---|---|---|---|---|---|")
 	for _, s := range r.Streams {
-		base := r.Streams[slices.IndexFunc(r.Streams, func(b stream) bool { return b.Way == "ReverseProxy" })]
+		base := r.Streams[slices.IndexFunc(r.Streams, func(b stream) bool { return b.Way == reverseProxy })]
 		fmt.Fprintf(t, "| %s\t| %.0f\t| %.0f\t| %.2f\t| %.0f\t| %.0f\t| %.2f\t|\n", s.Way, s.First.P50, s.FirstAdded.P50, s.FirstAdded.P50/base.FirstAdded.P50,
 			s.Transit.P50, s.TransitAdded.P50, s.TransitAdded.P50/base.TransitAdded.P50)
 	}
