@@ -91,20 +91,29 @@ func (c *Client) Unload(ctx context.Context, m residency.Model) error {
 func (c *Client) unload(ctx context.Context, m residency.Model) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Unload, fmt.Errorf("no unload within %v: %w", c.cfg.Unload, context.DeadlineExceeded))
 	defer cancel()
-	facts, err := c.Show(ctx, m.Name)
+	// Before the unload, for a model that leaves at once has memory to give back too.
+	r, err := c.find(ctx, m.Name, "")
+	if err == nil && r == nil {
+		var facts Facts
+		if facts, err = c.Show(ctx, m.Name); err == nil {
+			r, err = c.find(ctx, m.Name, facts.Blob)
+		}
+	}
 	if err != nil {
 		return permanent(err)
 	}
-	held := false
+	listed, held := m.Name, false
+	if r != nil {
+		listed, held = r.Name, r.VRAM > 0
+	}
 	const again = 10 * time.Second // somebody else's request may have revoked the unload
 	for {
 		var ignored json.RawMessage
 		if err := c.call(ctx, c.cfg.Call, http.MethodPost, "/api/generate", move{Model: m.Name}, &ignored); err != nil {
 			return permanent(err)
 		}
-		asked := time.Now()
-		for pause := 20 * time.Millisecond; time.Since(asked) < again; pause = min(2*pause, 500*time.Millisecond) {
-			r, err := c.find(ctx, m.Name, facts.Blob)
+		for asked := time.Now(); time.Since(asked) < again; {
+			r, err := c.find(ctx, listed, "")
 			if err != nil {
 				return err
 			}
@@ -115,7 +124,8 @@ func (c *Client) unload(ctx context.Context, m residency.Model) error {
 				return nil
 			}
 			held = held || r.VRAM > 0
-			if err := wait(ctx, pause); err != nil {
+			// An eighth late at most: all who wait for the seat wait for this.
+			if err := wait(ctx, min(max(5*time.Millisecond, time.Since(asked)/8), 500*time.Millisecond)); err != nil {
 				return err
 			}
 		}
@@ -124,7 +134,7 @@ func (c *Client) unload(ctx context.Context, m residency.Model) error {
 
 // find looks name up in /api/ps. Ollama keys what is in memory by the weights'
 // file and lists it under the name that came first, so others are compared by
-// their blob. It returns nil when the model is not there.
+// their blob, if it is given. It returns nil when the model is not there.
 func (c *Client) find(ctx context.Context, name, blob string) (*Resident, error) {
 	running, err := c.Running(ctx)
 	if err != nil {
@@ -136,9 +146,11 @@ func (c *Client) find(ctx context.Context, name, blob string) (*Resident, error)
 			return &running[i], nil
 		}
 	}
+	if blob == "" {
+		return nil, nil //nolint:nilnil // nothing found is an answer
+	}
 	for i := range running {
-		f, err := c.Show(ctx, running[i].Name)
-		if err == nil && blob != "" && f.Blob == blob {
+		if f, err := c.Show(ctx, running[i].Name); err == nil && f.Blob == blob {
 			return &running[i], nil
 		}
 	}
