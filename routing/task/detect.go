@@ -161,6 +161,11 @@ func (d *Detector) Detect(in Input) Result {
 		q := probs{deferring: 1}
 		if d.read(s, in, i) {
 			q = d.agreed(s, in.Messages[i].Text, p[general] > 0.99)
+			if q[deferring] > 0.3 && agrees(in.Messages[i].Text) {
+				if o, ok := d.offered(s, in, i); ok {
+					p, asked = o, true
+				}
+			}
 			if s.worth < d.w.cuts.shape[bare] && (plain(q) < 0 || q.top() == general) {
 				q = probs{deferring: 1} // neither looks like an ask nor says what
 			}
@@ -173,16 +178,11 @@ func (d *Detector) Detect(in Input) Result {
 			if stood != "" && !asked {
 				lean = leanSystem
 			}
-			q = q.tilt(p, lean)
+			q = q.tilt(p, lean*min(1, 2*q[deferring]))
 		}
 		if i == last {
 			carried = q[deferring] > 0.5
 			d.report(s, in, &r, i, q, p)
-		}
-		if q[deferring] > 0.3 && agrees(in.Messages[i].Text) {
-			if o, ok := d.offered(s, in, i); ok {
-				p, asked = o.settle(p), true
-			}
 		}
 		asked = asked || q[deferring] <= 0.5
 		p = q.settle(p)
@@ -191,30 +191,42 @@ func (d *Detector) Detect(in Input) Result {
 	return r
 }
 
+// statedSure is the probability from which a system prompt states a task.
+const statedSure = 0.6
+
 // offered tells the task that the assistant offered in the message before
-// message m: what the question is about that it ends in.
+// message m: what the sentence is about that it ends in. An offer is worded
+// like what a system prompt states, and stands beside no document.
 func (d *Detector) offered(s *scratch, in Input, m int) (probs, bool) {
 	if m == 0 || in.Messages[m-1].Role != "assistant" {
 		return probs{}, false
 	}
 	text := strings.TrimRight(in.Messages[m-1].Text, " \t\r\n*_)")
 	a := max(0, len(text)-offerBytes)
-	for i := a; i < len(text)-8; i++ {
+	for i := a; i < len(text)-offerLeast; i++ {
 		if c := text[i]; c == '\n' || (c == '.' || c == '!' || c == '?' || c == ':') && text[i+1] == ' ' {
 			a = i + 1
 		}
 	}
-	s.text, s.at = s.text[:0], s.at[:0]
-	s.appendAsk(text, a, len(text))
-	d.understand(s)
-	s.x.bytes = len(text) - a
-	q := d.score(s)
-	top := q.top()
-	return q, top < general && q[top] > 0.5 && (text[len(text)-1] == '?' || strings.HasSuffix(text, "？"))
+	q := d.standing(s, text[a:])
+	d.understand(s, in.Messages[m].Text) // for the report
+	q[deferring] = 0
+	var sum float32
+	for _, v := range q {
+		sum += v
+	}
+	for k := range q {
+		q[k] /= max(sum, 1e-6)
+	}
+	return q, q[q.top()] > 0.4
 }
 
-// offerBytes is how much of an assistant's message is searched for an offer.
-const offerBytes = 300
+// Of an assistant's message, offerBytes at its end are searched for an offer; a
+// shorter sentence than offerLeast ("would that help?") belongs to the one before.
+const (
+	offerBytes = 300
+	offerLeast = 24
+)
 
 // agrees reports whether a message begins by saying yes to something.
 func agrees(text string) bool {
@@ -236,7 +248,7 @@ func agrees(text string) bool {
 		}
 	}
 	switch string(b[:n]) {
-	case "yes", "yep", "yeah", "yup", "sure", "ok", "okay", "please", "absolutely", "definitely", "go", "do", "good", "great", "perfect", "mhm", "fine", "both", "why", "alright", "right", "sounds",
+	case "yes", "yep", "yeah", "yup", "ya", "yea", "oh", "k", "sure", "ok", "okay", "please", "absolutely", "definitely", "go", "do", "good", "great", "perfect", "mhm", "fine", "both", "why", "alright", "right", "sounds",
 		"ja", "gern", "gerne", "klar", "bitte", "mach", "oui", "volontiers", "avec", "vas", "allez", "si", "sí", "sì", "vale", "venga", "claro", "dale", "adelante", "certo", "volentieri", "procedi",
 		"graag", "prima", "doe", "goed", "tak", "poproszę", "jasne", "chętnie", "dobrze", "sim", "pode", "manda", "はい", "お願", "好的", "可以", "是的", "نعم", "हाँ", "हां", "जी", "haan":
 		return true
@@ -255,6 +267,9 @@ func (d *Detector) context(s *scratch, in Input, r *Result) (p probs, stood stri
 			continue
 		}
 		q := d.standing(s, m.Text)
+		if t := q.top(); t != deferring && q[t] < statedSure {
+			continue // it may list several, or none of the known
+		}
 		p = q.settle(p)
 		if q[deferring] < 0.5 {
 			stood = Score
@@ -400,8 +415,7 @@ func (d *Detector) read(s *scratch, in Input, m int) bool {
 	for i := range m {
 		s.x.history = s.x.history || in.Messages[i].Role == "assistant"
 	}
-	s.gather(text)
-	d.understand(s)
+	d.understand(s, text)
 	return len(s.text) > 0
 }
 
@@ -430,8 +444,7 @@ func (d *Detector) agreed(s *scratch, text string, open bool) probs {
 	case t == deferring && k != deferring, k != t && k < general && head[k] > headSure:
 		return d.region(s, text, 0)
 	}
-	s.gather(text)
-	d.understand(s)
+	d.understand(s, text)
 	return d.score(s)
 }
 
@@ -447,18 +460,15 @@ func (d *Detector) contend(s *scratch, text string) probs {
 	}
 	if !d.recut(s, text, other) || s.worth < worth-rivalry || other == tailed && s.regions[len(s.regions)-1].joined {
 		d.recut(s, text, headed+tailed-other)
-		s.gather(text)
-		d.understand(s)
+		d.understand(s, text)
 		return q
 	}
-	s.gather(text)
-	d.understand(s)
+	d.understand(s, text)
 	if p := d.score(s); s.worth+plain(p) > worth+plain(q) {
 		return p
 	}
 	d.recut(s, text, headed+tailed-other)
-	s.gather(text)
-	d.understand(s)
+	d.understand(s, text)
 	return q
 }
 
@@ -487,22 +497,20 @@ func plain(q probs) float32 {
 func (d *Detector) region(s *scratch, text string, n int) probs {
 	s.text, s.at = s.text[:0], s.at[:0]
 	s.appendAsk(text, s.regions[n].start, s.regions[n].end)
-	d.understand(s)
+	d.concepts(s)
+	d.order(s)
 	return d.score(s)
 }
 
-// gather folds all that is asked into s.text.
-func (s *scratch) gather(text string) {
+// understand folds all that is asked into s.text and finds its concepts and
+// steps.
+func (d *Detector) understand(s *scratch, text string) {
 	s.text, s.at = s.text[:0], s.at[:0]
 	for _, g := range s.regions {
 		if g.ask {
 			s.appendAsk(text, g.start, g.end)
 		}
 	}
-}
-
-// understand finds the concepts and the steps of what is in s.text.
-func (d *Detector) understand(s *scratch) {
 	d.concepts(s)
 	d.order(s)
 }

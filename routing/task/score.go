@@ -161,8 +161,8 @@ func (p *probs) second() int {
 	return best
 }
 
-// How far an unclear ask leans towards what stands already: much towards a task
-// that the system prompt states, for then the user's text is mostly data.
+// How far an ask that may defer leans towards what stands already: much towards
+// a task that the system prompt states, for then the user's text is mostly data.
 const (
 	leanTurn   = 3
 	leanSystem = 7
