@@ -145,7 +145,7 @@ func (c *Corpus) Compose() []Request {
 	}
 	for _, a := range c.Asks {
 		m.seed(a.ID)
-		if slices.Contains(a.Flags, "carry") {
+		if slices.Contains(a.Flags, "carry") || slices.Contains(a.Flags, "later") { // means something behind an earlier turn only
 			out = append(out, m.later(m.request(a, a.Text, nil, "alone")), m.later(m.request(a, m.noise(a.Text), nil, "alone")))
 			continue
 		}
