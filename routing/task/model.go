@@ -18,7 +18,7 @@ var ErrWeights = errors.New("task: weights of another format")
 // belongs to one feature and bears a mark of it, so that a word never seen does
 // not speak with the voice of another.
 type linear struct {
-	bits, classes int
+	rows, classes int
 	w             []int8 // rows of classes
 	marks         []uint8
 	scale         float32
@@ -27,9 +27,21 @@ type linear struct {
 
 // row finds the row of a feature, or reports that there is none.
 func (m *linear) row(h uint32) ([]int8, bool) {
-	i := int(h >> (32 - m.bits))
-	return m.w[i*m.classes:][:m.classes], m.marks[i] == mark(h)
+	i, v := place(h, m.rows), mark(h)
+	if m.marks[i] != v {
+		if i = place(h*second, m.rows); m.marks[i] != v {
+			return nil, false
+		}
+	}
+	return m.w[i*m.classes:][:m.classes], true
 }
+
+// A feature may stand in either of two rows, so that few are left empty while
+// others are fought over (Azar et al. 1999): place(h) and place(h*second).
+const second = 0x85EBCA6B
+
+// place maps a hash to one of n rows by its upper bits.
+func place(h uint32, n int) int { return int(uint64(h) * uint64(n) >> 32) }
 
 // mark is what tells the features of a row apart; 0 marks an empty row.
 func mark(h uint32) uint8 { return max(uint8(h), 1) }
@@ -74,9 +86,12 @@ func (m *linear) logits(f *features, z []float32) {
 
 // Weights are the trained tables in the form that is embedded.
 //
-// The file is "TNR2", then for each of the four models its number of address
-// bits, its number of classes, its scale and biases as float32, little endian,
-// its rows of int8 and their marks; then what cuts are worth, last the temperature and the thresholds.
+// The file is "TNR3", then for each of the four models its number of rows and
+// of classes, its scale and biases as float32, all little endian, its weights
+// in row order and the marks of the rows; then what cuts are worth, last the
+// temperature and the thresholds. A weight of a model of several classes is
+// four bits, -7 to 7 and 8 added, two to a byte, the first in the lower half;
+// one of a model of a single class is an int8.
 type weights struct {
 	ask, system, line, doc linear
 	cuts                   cuts
@@ -94,7 +109,7 @@ func (c *cuts) all() []*float32 {
 	return out
 }
 
-const magic = "TNR2"
+const magic = "TNR3"
 
 func (w *weights) models() []*linear { return []*linear{&w.ask, &w.system, &w.line, &w.doc} }
 
@@ -102,13 +117,20 @@ func (w *weights) marshal() []byte {
 	b := []byte(magic)
 	f32 := func(v float32) { b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v)) }
 	for _, m := range w.models() {
-		b = append(b, byte(m.bits), byte(m.classes))
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.rows))
+		b = append(b, byte(m.classes))
 		f32(m.scale)
 		for _, v := range m.bias {
 			f32(v)
 		}
-		for _, v := range m.w {
-			b = append(b, byte(v))
+		if m.classes == 1 {
+			for _, v := range m.w {
+				b = append(b, byte(v))
+			}
+		} else {
+			for i := 0; i < len(m.w); i += 2 {
+				b = append(b, byte(m.w[i]+8)|byte(m.w[i+1]+8)<<4)
+			}
 		}
 		b = append(b, m.marks...)
 	}
@@ -138,12 +160,12 @@ func (w *weights) unmarshal(b []byte) error {
 		return v
 	}
 	for _, m := range w.models() {
-		if len(b) < 2 {
+		if len(b) < 5 {
 			return ErrWeights
 		}
-		m.bits, m.classes = int(b[0]), int(b[1])
-		b = b[2:]
-		if m.bits < 1 || m.bits > 20 || m.classes > classes+2 {
+		m.rows, m.classes = int(binary.LittleEndian.Uint32(b)), int(b[4])
+		b = b[5:]
+		if m.rows < 2 || m.rows > 1<<20 || m.rows%2 != 0 || m.classes < 1 || m.classes > classes+2 {
 			return ErrWeights
 		}
 		m.scale = f32()
@@ -151,20 +173,23 @@ func (w *weights) unmarshal(b []byte) error {
 		for k := range m.bias {
 			m.bias[k] = f32()
 		}
-		n := m.classes << m.bits
-		if len(b) < n {
+		m.w = make([]int8, m.classes*m.rows)
+		n := len(m.w)
+		if m.classes > 1 {
+			n /= 2
+		}
+		if len(b) < n+m.rows {
 			return ErrWeights
 		}
-		m.w = make([]int8, n)
-		for i := range m.w {
-			m.w[i] = int8(b[i])
+		for i, v := range b[:n] {
+			if m.classes == 1 {
+				m.w[i] = int8(v)
+			} else {
+				m.w[2*i], m.w[2*i+1] = int8(v&15)-8, int8(v>>4)-8
+			}
 		}
-		b = b[n:]
-		if len(b) < 1<<m.bits {
-			return ErrWeights
-		}
-		m.marks = bytes.Clone(b[:1<<m.bits])
-		b = b[1<<m.bits:]
+		m.marks = bytes.Clone(b[n : n+m.rows])
+		b = b[n+m.rows:]
 	}
 	for _, v := range w.cuts.all() {
 		*v = f32()

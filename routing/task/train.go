@@ -1,6 +1,7 @@
 package task
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -38,12 +39,12 @@ type Corpus struct {
 // because the probabilities are calibrated: at it, general is no likelier.
 const doubt = 0.3
 
-// Address bits of the tables: 229, 57, 16 and 32 kB.
+// Rows of the tables: 360, 74, 66 and 20 kB with their marks.
 const (
-	askBits    = 15
-	systemBits = 14
-	lineBits   = 15
-	docBits    = 12
+	askRows    = 80_000
+	systemRows = 1 << 14
+	lineRows   = 1 << 15
+	docRows    = 1 << 12
 )
 
 // row is one training example: its features by group, and its class.
@@ -116,9 +117,9 @@ func train(c Corpus) (*Detector, error) {
 	// by a model of the other.
 	var half [2]linear
 	for f := range half {
-		half[f] = fit(docs[1-f], len(kinds), docBits, nil, 8, 1)
+		half[f] = fit(docs[1-f], len(kinds), docRows, nil, 8, 1)
 	}
-	d.w.doc = fit(slices.Concat(docs[0], docs[1]), len(kinds), docBits, nil, 8, 1)
+	d.w.doc = fit(slices.Concat(docs[0], docs[1]), len(kinds), docRows, nil, 8, 1)
 
 	for _, t := range c.Systems {
 		k := index(t.Label)
@@ -162,7 +163,7 @@ func train(c Corpus) (*Detector, error) {
 			lines = append(lines, y)
 		}
 	}
-	d.w.line, d.w.cuts = fitCuts(lines, lineBits, lineEpochs, 3)
+	d.w.line, d.w.cuts = fitCuts(lines, lineRows, lineEpochs, 3)
 
 	whole := d.w.doc
 	defer func() { d.w.doc = whole }()
@@ -204,9 +205,9 @@ func train(c Corpus) (*Detector, error) {
 		asks = append(asks, s.feat.row(k))
 		asks[len(asks)-1].fold = x.Fold & 1
 	}
-	d.w.system = fit(systems, classes, systemBits, l, systemEpochs, 2)
+	d.w.system = fit(systems, classes, systemRows, l, systemEpochs, 2)
 	d.w.temperature = temper(asks, l)
-	d.w.ask = fit(asks, classes, askBits, l, askEpochs, 4)
+	d.w.ask = fit(asks, classes, askRows, l, askEpochs, 4)
 	return d, nil
 }
 
@@ -239,8 +240,8 @@ func (d *Detector) told(s *scratch, text string, asks []Span) {
 // fit learns a multinomial logistic regression by AdaGrad (Duchi, Hazan and
 // Singer 2011) and quantises it. The lexicon's priors, when given, are where
 // the concepts start from.
-func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) linear {
-	o := newOwners(bits, classes)
+func fit(rows []row, classes, size int, l *lexicon, epochs int, seed uint64) linear {
+	o := newOwners(size, classes)
 	for i := range rows {
 		o.count(&rows[i], rows[i].class)
 	}
@@ -249,20 +250,20 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 	for i := range rows {
 		rows[i] = o.keep(&rows[i])
 	}
-	w := make([]float32, classes<<bits)
+	w := make([]float32, classes*size)
 	g := make([]float32, len(w))
 	bias, gb := make([]float32, classes), make([]float32, classes)
-	shift := 32 - bits
 	if l != nil {
 		var f features
 		for k, c := range l.concepts {
 			f.reset()
 			f.add(uint32(k) ^ saltIdea)
-			if !o.owns(f.hash[0]) {
+			at, ok := o.row(f.hash[0])
+			if !ok {
 				continue
 			}
 			for t, v := range c.prior {
-				w[int(f.hash[0]>>shift)*classes+t] += v
+				w[at*classes+t] += v
 			}
 		}
 	}
@@ -279,7 +280,7 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, i := range order {
 			r := &rows[i]
-			r = thin(rng, r, &tmp)
+			r = thin(rng, r, &tmp, dropped)
 			for k := range z {
 				z[k] = float64(bias[k])
 			}
@@ -287,7 +288,7 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 				hs := r.hash[r.group[gr]:r.group[gr+1]]
 				v := float64(value(gr, len(hs)))
 				for _, h := range hs {
-					for k, x := range w[int(h>>shift)*classes:][:classes] {
+					for k, x := range w[int(h)*classes:][:classes] {
 						z[k] += float64(v * float64(x))
 					}
 				}
@@ -314,7 +315,7 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 				hs := r.hash[r.group[gr]:r.group[gr+1]]
 				v := value(gr, len(hs))
 				for _, h := range hs {
-					at := int(h>>shift) * classes
+					at := int(h) * classes
 					for k := range classes {
 						x := &w[at+k]
 						d := float32(float32(p[k])*v) + float32(decay**x)
@@ -335,11 +336,12 @@ func fit(rows []row, classes, bits int, l *lexicon, epochs int, seed uint64) lin
 }
 
 // How the tables are learned. Dropping features makes the many weak cues count
-// beside the few strong ones: measured across authors it is worth one point.
+// beside the few strong ones: measured across authors it is worth two points.
 const (
 	rate         = 0.25
 	decay        = 2e-6
-	dropped      = 0.4
+	dropped      = 0.6
+	lineDropped  = 0.4
 	sure         = 0.98
 	askEpochs    = 20
 	systemEpochs = 8
@@ -347,12 +349,12 @@ const (
 )
 
 // thin copies a row into to, without a share of its features.
-func thin(rng *rand.Rand, r, to *row) *row {
+func thin(rng *rand.Rand, r, to *row, share float64) *row {
 	to.hash, to.class = to.hash[:0], r.class
 	for g := range groups {
 		to.group[g] = len(to.hash)
 		for _, h := range r.hash[r.group[g]:r.group[g+1]] {
-			if rng.Float64() >= dropped {
+			if rng.Float64() >= share {
 				to.hash = append(to.hash, h)
 			}
 		}
@@ -373,7 +375,7 @@ func temper(rows []row, l *lexicon) float32 {
 				learn = append(learn, r)
 			}
 		}
-		m := fit(learn, classes, askBits, l, askEpochs/2, 5)
+		m := fit(learn, classes, askRows, l, askEpochs/2, 5)
 		var x features
 		for _, r := range rows {
 			if r.fold == f {
@@ -420,8 +422,8 @@ type cutting []step
 // fitCuts learns what lines and cuts are worth, as a conditional random field
 // (Lafferty, McCallum and Pereira 2001) over the few shapes that a message may
 // have: the likelihood is that of the cut, not of its lines one by one.
-func fitCuts(all []cutting, bits, epochs int, seed uint64) (linear, cuts) {
-	o := newOwners(bits, 2)
+func fitCuts(all []cutting, size, epochs int, seed uint64) (linear, cuts) {
+	o := newOwners(size, 2)
 	for _, m := range all {
 		for i := range m {
 			if !m[i].given {
@@ -441,8 +443,7 @@ func fitCuts(all []cutting, bits, epochs int, seed uint64) (linear, cuts) {
 			}
 		}
 	}
-	w, g, mean := make([]float32, 1<<bits), make([]float32, 1<<bits), make([]float32, 1<<bits)
-	shift := 32 - bits
+	w, g, mean := make([]float32, size), make([]float32, size), make([]float32, size)
 	var bias, gb float32
 	var c, gc, mc cuts
 	order := make([]int, len(all))
@@ -471,14 +472,14 @@ func fitCuts(all []cutting, bits, epochs int, seed uint64) (linear, cuts) {
 					x[i] = float64(m[i].score)
 					continue
 				}
-				r := thin(rng, &m[i].row, &thinned[i])
+				r := thin(rng, &m[i].row, &thinned[i], lineDropped)
 				x[i] = float64(bias)
 				for gr := range groups {
 					h := r.hash[r.group[gr]:r.group[gr+1]]
 					v := float64(value(gr, len(h)))
 					var sum float64
 					for _, k := range h {
-						sum += float64(w[k>>shift])
+						sum += float64(w[k])
 					}
 					x[i] += float64(v * sum)
 				}
@@ -506,8 +507,7 @@ func fitCuts(all []cutting, bits, epochs int, seed uint64) (linear, cuts) {
 					h := r.hash[r.group[gr]:r.group[gr+1]]
 					v := value(gr, len(h))
 					for _, k := range h {
-						at := k >> shift
-						learn(&w[at], &g[at], float32(e*v)+float32(decay*w[at]))
+						learn(&w[k], &g[k], float32(e*v)+float32(decay*w[k]))
 					}
 				}
 			}
@@ -627,38 +627,49 @@ func marginals(m cutting, c *cuts, x, pa, hs, ts []float64, p *cuts) {
 	}
 }
 
-// quantised rounds a model to bytes.
+// quantised rounds a model to bytes, or to half bytes where it has several
+// classes: the few weights beyond three times the root mean square are cut, and
+// the many small ones become nothing, which does no harm.
 func quantised(w, bias []float32, o *owners) linear {
-	m := linear{bits: o.bits, classes: len(bias), bias: bias, w: make([]int8, len(w)), marks: make([]uint8, len(o.slot))}
+	m := linear{rows: len(o.slot), classes: len(bias), bias: bias, w: make([]int8, len(w)), marks: make([]uint8, len(o.slot))}
 	for i, h := range o.slot {
 		if h != 0 {
 			m.marks[i] = mark(h)
 		}
 	}
-	var most float32
+	var most, n float32
+	var squares float64
 	for _, x := range w {
 		most = max(most, x, -x)
+		if x != 0 {
+			squares += float64(x * x)
+			n++
+		}
 	}
-	m.scale = max(most, 1e-6) / 127
+	levels := float32(127)
+	if m.classes > 1 {
+		levels, most = 7, float32(3*math.Sqrt(squares/float64(max(n, 1))))
+	}
+	m.scale = max(most, 1e-6) / levels
 	for i, x := range w {
-		m.w[i] = int8(math.Round(float64(x / m.scale)))
+		m.w[i] = int8(max(-levels, min(levels, float32(math.Round(float64(x/m.scale))))))
 	}
 	return m
 }
 
-// owners chooses which feature each row of a table belongs to: of those that
-// fall into it, the one that tells the classes apart best.
+// owners chooses which feature each row of a table belongs to: those that tell
+// the classes apart best choose first, each one of two rows.
 type owners struct {
-	bits, classes int
-	key           []uint32 // an open table of all features
-	n             []uint32 // rows of classes: how often each was met
-	used          int
-	total         []float64
-	slot          []uint32 // by row of the model, the hash of its feature
+	classes int
+	key     []uint32 // an open table of all features
+	n       []uint32 // rows of classes: how often each was met
+	used    int
+	total   []float64
+	slot    []uint32 // by row of the model, the hash of its feature
 }
 
-func newOwners(bits, classes int) *owners {
-	return &owners{bits: bits, classes: classes, key: make([]uint32, 1<<16), n: make([]uint32, classes<<16), total: make([]float64, classes), slot: make([]uint32, 1<<bits)}
+func newOwners(size, classes int) *owners {
+	return &owners{classes: classes, key: make([]uint32, 1<<16), n: make([]uint32, classes<<16), total: make([]float64, classes), slot: make([]uint32, size)}
 }
 
 func (o *owners) find(h uint32) int {
@@ -702,7 +713,11 @@ func (o *owners) grow() {
 // choose settles the owners by the likelihood ratio (G) of a feature's classes
 // against those of all.
 func (o *owners) choose() {
-	best := make([]float64, len(o.slot))
+	type claim struct {
+		g float64
+		h uint32
+	}
+	var claims []claim
 	var all float64
 	for _, v := range o.total {
 		all += v
@@ -720,23 +735,40 @@ func (o *owners) choose() {
 				g += float64(float64(c) * math.Log(float64(float64(c)*all)/float64(n*o.total[k])))
 			}
 		}
-		at := h >> (32 - o.bits)
-		if g > best[at] || g == best[at] && h > o.slot[at] {
-			best[at], o.slot[at] = g, h
+		claims = append(claims, claim{g, h})
+	}
+	slices.SortFunc(claims, func(a, b claim) int { return cmp.Or(cmp.Compare(b.g, a.g), cmp.Compare(a.h, b.h)) })
+	for _, c := range claims {
+		if at := place(c.h, len(o.slot)); o.slot[at] == 0 {
+			o.slot[at] = c.h
+		} else if to := place(c.h*second, len(o.slot)); o.slot[to] == 0 && mark(o.slot[at]) != mark(c.h) {
+			o.slot[to] = c.h
 		}
 	}
 }
 
-func (o *owners) owns(h uint32) bool { return h != 0 && o.slot[h>>(32-o.bits)] == h }
+// row finds the row of a feature, or reports that it has none.
+func (o *owners) row(h uint32) (int, bool) {
+	n := len(o.slot)
+	switch at, to := place(h, n), place(h*second, n); {
+	case h == 0:
+	case o.slot[at] == h:
+		return at, true
+	case o.slot[to] == h:
+		return to, true
+	}
+	return 0, false
+}
 
-// keep returns a row with the features that have a row of their own.
+// keep returns a row with the features that have a row of their own, each as
+// the number of that row.
 func (o *owners) keep(r *row) row {
 	t := row{class: r.class, fold: r.fold, hash: make([]uint32, 0, len(r.hash)/2)}
 	for g := range groups {
 		t.group[g] = len(t.hash)
 		for _, h := range r.hash[r.group[g]:r.group[g+1]] {
-			if o.owns(h) {
-				t.hash = append(t.hash, h)
+			if at, ok := o.row(h); ok {
+				t.hash = append(t.hash, uint32(at))
 			}
 		}
 	}
