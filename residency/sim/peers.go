@@ -31,12 +31,14 @@ const (
 	going
 )
 
-func newOllama(e *engine, maxModels int) *ollama {
+func newOllama(e *engine, maxModels int, order []int) *ollama {
 	o := &ollama{e: e, state: make([]ollamaState, len(e.models)), lines: make([][]request, len(e.models)), max: maxModels, target: -1, marked: -1}
 	// A pinned model has the longest keep-alive and goes last. The others tie
 	// and go by blob path, which is a digest, so by chance: this is one of
 	// six orders. DESIGN.md gives the figures of all.
-	o.order = []int{llama, deepseek, mistral, phi}
+	if o.order = order; order == nil {
+		o.order = []int{llama, deepseek, mistral, phi}
+	}
 	return o
 }
 

@@ -107,6 +107,50 @@ func TestLoyalClientsShare(t *testing.T) {
 	}
 }
 
+// Seats that are counted, as on an Ollama with room for any three models: there
+// the pinned one takes a seat that Ollama gives to whoever asks. Ollama breaks
+// ties by digest, so by chance: each order of victims is one Ollama.
+func TestCountedSeats(t *testing.T) {
+	s := Setup{Workload: "poisson", Rho: .68, Requests: 80, Slots: 1, MaxWait: 36 * time.Second, Budget: 40 * residency.GiB, maxModels: 3}
+	const seeds = 40
+	play := func(policy string, order ...int) (loads, p95 float64) {
+		s.order = order
+		for seed := range uint64(seeds) {
+			s.Seed = seed
+			r, err := Run(s, policy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			loads += float64(r.Loads) / seeds
+			p95 += r.P95Wait / seeds
+		}
+		return loads, p95
+	}
+	loads, p95 := play("carp")
+	t.Logf("carp: %.1f loads, p95 %.1f s", loads, p95)
+	fewer, sooner, orders := 0, 0, 0
+	for a := range 4 {
+		for b := range 4 {
+			for c := range 4 {
+				if d := 6 - a - b - c; a != b && a != c && b != c {
+					l, w := play("ollama", a, b, c, d)
+					t.Logf("ollama, victims %d%d%d%d: %.1f loads, p95 %.1f s", a, b, c, d, l, w)
+					orders++
+					if loads < l {
+						fewer++
+					}
+					if p95 <= w {
+						sooner++
+					}
+				}
+			}
+		}
+	}
+	if fewer < orders*3/4 || sooner < orders/2 {
+		t.Errorf("fewer loads than %d of %d Ollamas, no higher p95 than %d", fewer, orders, sooner)
+	}
+}
+
 func TestPipelines(t *testing.T) {
 	plain := mean(t, Setup{Workload: "pipeline", Clients: 1}, "carp", 3)
 	hinted := mean(t, Setup{Workload: "pipeline", Clients: 1, Hints: true}, "carp", 3)

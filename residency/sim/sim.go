@@ -39,6 +39,7 @@ type Setup struct {
 	policy    residency.Policy // instead of CARP's preset
 	queue     int              // instead of an unlimited one
 	maxModels int
+	order     []int           // of Ollama's victims, see newOllama
 	cold      residency.Class // of the third model's requests in starvation
 }
 
@@ -187,7 +188,7 @@ func (s Setup) server(e *engine, policy string) (preloader, error) {
 	var p residency.Policy
 	switch policy {
 	case "ollama":
-		return newOllama(e, s.maxModels), nil
+		return newOllama(e, s.maxModels, s.order), nil
 	case "llama-swap":
 		return newLlamaSwap(e, s.maxModels), nil
 	case "fifo":

@@ -42,7 +42,7 @@ func main() {
 	flag.StringVar(&o.cpus, "cpus", "0", "cores that Ollama may use (taskset): one, so that its models share it as they would share a GPU; empty: all")
 	flag.BoolVar(&o.short, "short", false, "one round of a quarter of the requests, to see that it runs")
 	flag.IntVar(&o.rounds, "rounds", 3, "times that each way plays a scenario, in turns; medians are shown")
-	flag.Uint64Var(&o.seed, "seed", 11, "of the requests; equal for both ways")
+	flag.Uint64Var(&o.seed, "seed", 11, "of the first round's requests, one more each round; equal for both ways")
 	flag.DurationVar(&o.soak, "soak", 0, "soak for this long instead")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -80,6 +80,7 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 	for i, s := range all {
 		results[i] = map[string][]outcome{}
 		for round := range o.rounds {
+			g.seed = o.seed + uint64(round) // one list of requests is one throw of the dice
 			order := s.ways()
 			if round%2 == 1 {
 				slices.Reverse(order) // whatever changes with time meets both alike

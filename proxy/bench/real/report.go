@@ -117,7 +117,7 @@ func report(w io.Writer, o options, all []scenario, results []map[string][]outco
 	if o.cpus != "" {
 		cpus = "core " + o.cpus
 	}
-	fmt.Fprintf(w, "%d cores, Ollama on %s, load average %s; seed %d, medians of %d rounds\n\n", runtime.NumCPU(), cpus, loadAverage(), o.seed, o.rounds)
+	fmt.Fprintf(w, "%d cores, Ollama on %s, load average %s; seed %d and on, medians of %d rounds\n\n", runtime.NumCPU(), cpus, loadAverage(), o.seed, o.rounds)
 	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	fmt.Fprintln(t, "| scenario\t| way\t| loads\t| unloads\t| of T0\t| wait p50\t| p95\t| max\t| mean answer\t| makespan\t| refused\t|")
 	fmt.Fprintln(t, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|")
