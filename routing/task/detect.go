@@ -35,6 +35,7 @@ type Detector struct {
 	override, vocative int // the concepts by which injected text is known
 	chain, several     int // those that order steps, and that list deliverables
 	domain             int // the words of the trade
+	revise             int // those that ask for changes of an answer
 
 	pool sync.Pool
 }
@@ -108,6 +109,8 @@ func (d *Detector) ready() {
 			d.several = k
 		case "domain":
 			d.domain = k
+		case "revise":
+			d.revise = k
 		}
 	}
 	d.pool.New = func() any { return &scratch{weak: d.weak, domain: d.domain} }
@@ -174,6 +177,9 @@ func (d *Detector) Detect(in Input) Result {
 			} else if p[general] > 0.99 && !s.x.history {
 				q = q.beside()
 			}
+			if s.x.history && s.x.docs == [8]int{} && q.top() == general && d.revises(s) {
+				q = q.follow()
+			}
 			lean := float32(leanTurn)
 			if stood != "" && !asked {
 				lean = leanSystem
@@ -190,6 +196,26 @@ func (d *Detector) Detect(in Input) Result {
 	d.decide(&r, p, asked, carried, stood)
 	return r
 }
+
+// revises reports whether an ask is short and speaks of changing what is there:
+// "in French", "make it shorter". Behind an answer and beside no document, that
+// is the answer, though the same words beside a document would be general work
+// on it.
+func (d *Detector) revises(s *scratch) bool {
+	words := 0
+	for i, c := range s.text {
+		if c > space && (i == 0 || s.text[i-1] <= space) {
+			words++
+		}
+	}
+	return words <= reviseWords && slices.ContainsFunc(s.hits, func(h hit) bool {
+		return int(h.concept) == d.revise && !h.negated
+	})
+}
+
+// reviseWords is how long a wish for changes is at most; longer asks say what
+// they are about.
+const reviseWords = 10
 
 // statedSure is the probability from which a system prompt states a task.
 const statedSure = 0.6

@@ -252,7 +252,7 @@ func (s *scratch) ideas(f *features) {
 // order of the deliverables.
 func weak(name string) bool {
 	switch name {
-	case "cv", "jd", "candidate", "role", "carry", "table", "reader", "skills", "fields", "results", "warm", "override", "vocative", "chain", "several", "domain":
+	case "cv", "jd", "candidate", "role", "carry", "revise", "table", "reader", "skills", "fields", "results", "warm", "override", "vocative", "chain", "several", "domain":
 		return true
 	}
 	return false

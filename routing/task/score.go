@@ -200,6 +200,14 @@ func (p probs) alone() probs {
 	return p
 }
 
+// follow gives what an ask has of a task of its own that is none of the five to
+// deferring.
+func (p probs) follow() probs {
+	p[deferring] += p[general]
+	p[general] = 0
+	return p
+}
+
 // beside lowers the odds that an ask defers which stands beside a document in
 // a message that has nothing to defer to.
 func (p probs) beside() probs {

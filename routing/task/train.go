@@ -41,7 +41,7 @@ const doubt = 0.3
 
 // Rows of the tables: 360, 74, 66 and 20 kB with their marks.
 const (
-	askRows    = 80_000
+	askRows    = 77_600
 	systemRows = 1 << 14
 	lineRows   = 1 << 15
 	docRows    = 1 << 12

@@ -96,6 +96,11 @@ func TestFlags(t *testing.T) {
 	}{
 		{"a bare document", ask(someText), "no_ask", task.General},
 		{"a continuation", turns("Parse this CV into JSON with name and employers.\n\n"+someText, "{}", "shorter please"), "carry", task.ResumeParsing},
+		{"a change", turns("Draft a short InMail to her.\n\n"+someText, "Hi", "Make it shorter."), "carry", task.ScriptGeneration},
+		{"a change of language", turns("Is she right for the planner role?\n\n"+someText, "Yes, 80.", "in French for my colleague"), "carry", task.MatchingLogic},
+		{"a change in German", turns("Parse this CV into JSON with name and employers.\n\n"+someText, "{}", "bitte als Tabelle"), "carry", task.ResumeParsing},
+		{"work beside a document", turns("Draft a short InMail to her.\n\n"+someText, "Hi", "Translate this to French.\n\n"+someText), "", task.General},
+		{"a fresh topic", turns("Draft a short InMail to her.\n\n"+someText, "Hi", "What is the capital of Slovenia?"), "", task.General},
 		{"thanks", turns("Draft a short InMail to her.\n\n"+someText, "Hi", "thanks!"), "carry", task.ScriptGeneration},
 		{"a switch", turns("Parse this CV into JSON with name and employers.\n\n"+someText, "{}", "Great. Now draft an InMail to her."), "", task.ScriptGeneration},
 		{"two deliverables", ask("Score her for the planner role, then draft the rejection email.\n\n" + someText), "multi", task.ScriptGeneration},
