@@ -121,7 +121,9 @@ func newRig(t *testing.T, cfg rigConfig) *rig {
 	api, admin := HTTPServer(r.server.API(), log), HTTPServer(r.server.Admin(), log)
 	running.Go(func() { _ = api.Serve(r.api) })
 	running.Go(func() { _ = admin.Serve(r.admin) })
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+	// Like any client it gives up idle connections before the server does: in a
+	// bubble they would meet at the same instant.
+	transport := &http.Transport{IdleConnTimeout: idleTime * 3 / 4, DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 		if strings.HasPrefix(address, "api") {
 			return r.api.dial(ctx)
 		}
