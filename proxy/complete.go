@@ -237,6 +237,9 @@ func (s *Server) try(ctx context.Context, rec *cache.Recording, j *job) (time.Du
 
 	ctx, cancel := s.clock.Context(ctx, j.timeouts.Total, errTotalTimeout)
 	defer cancel()
+	if j.params.Model != name {
+		ctx = ollama.WithLoaded(ctx, name)
+	}
 	ctx = ollama.WithLimits(ctx, ollama.Limits{First: j.timeouts.FirstByte, Idle: j.timeouts.Idle})
 	meter := meter{began: time.Now()}
 	whole, err := j.work(ctx, s.ollama, rec, &meter)

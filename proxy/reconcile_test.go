@@ -333,16 +333,23 @@ func TestOllamaReturns(t *testing.T) {
 }
 
 // A slot that a vanished client took along is found out and the model loaded
-// anew, beside the book: nothing is lost, nobody is refused.
+// anew, beside the book: nothing is lost, nobody is refused. The model may have
+// been asked by the name of one that was made from it.
 func TestSlotIsLost(t *testing.T) {
-	inBubble(t, rigConfig{}, func(t *testing.T, r *rig) {
+	for _, asked := range []string{"phi3:mini", "recruiter"} {
+		t.Run(asked, func(t *testing.T) { slotIsLost(t, asked) })
+	}
+}
+
+func slotIsLost(t *testing.T, asked string) {
+	inBubble(t, rigConfig{sim: ollamasim.Config{Models: withDerived("recruiter", "phi3:mini")}}, func(t *testing.T, r *rig) {
 		time.Sleep(watchEvery)
 		before := r.scheduler.State().Counters
 		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.HangMid, Model: "phi3:mini", After: 2, Times: 1})
 		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.LeakSlot, Model: "phi3:mini", Times: 1})
 		// So slow that the watcher looks meanwhile.
 		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.SlowLoad, Model: "phi3:mini", Delay: 15 * time.Second, Times: 1})
-		if e := r.chat("phi3:mini", "hello", "").failure(t); e.Code != "idle_timeout" {
+		if e := r.chat(asked, "hello", "").failure(t); e.Code != "idle_timeout" {
 			t.Errorf("got %+v", e)
 		}
 		if a := r.chat("phi3:mini", "hello", ""); a.status != http.StatusOK {

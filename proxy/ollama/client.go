@@ -107,6 +107,14 @@ func WithLimits(ctx context.Context, l Limits) context.Context {
 	return context.WithValue(ctx, limitsKey{}, l)
 }
 
+type loadedKey struct{}
+
+// WithLoaded returns a context whose streams are answered by the model that was
+// loaded as name: of the same weights as theirs, whose slots it lends.
+func WithLoaded(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, loadedKey{}, name)
+}
+
 func (c *Client) limits(ctx context.Context) Limits {
 	if l, ok := ctx.Value(limitsKey{}).(Limits); ok {
 		return l

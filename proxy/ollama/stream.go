@@ -171,6 +171,9 @@ func malformed(err error) error { return fmt.Errorf("%w: %w", ErrAborted, err) }
 // block, because a stream nobody reads holds its model's slot for ever. The
 // zero slot is that of a request no model answers.
 func (c *Client) stream(ctx context.Context, at slot, path string, in any, each func(line []byte) (last bool, err error)) error {
+	if name, ok := ctx.Value(loadedKey{}).(string); ok {
+		at.model = name
+	}
 	if err := c.free(ctx, at.model); err != nil {
 		return fmt.Errorf("asking %s: %w", path, err)
 	}
