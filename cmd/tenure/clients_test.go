@@ -277,7 +277,16 @@ func newRecorder(t *testing.T, to *url.URL) http.Handler {
 			t.Error("no client asked anything")
 		}
 	})
-	return proxy
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// All of it first: when an answer comes before the proxy has seen the
+		// body's end, net/http closes the body, and the proxy the connection.
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler) // the client left
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		proxy.ServeHTTP(w, r)
+	})
 }
 
 // record is what one request was answered.
