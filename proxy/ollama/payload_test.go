@@ -7,6 +7,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ollama/ollama/api"
@@ -45,10 +46,9 @@ func TestPayloadIsLentOnce(t *testing.T) {
 // and when its connection turns out to be dead.
 func TestRequestsArriveWhole(t *testing.T) {
 	var got string
-	drop := false
+	var drop atomic.Bool
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if drop {
-			drop = false
+		if drop.Swap(false) {
 			panic(http.ErrAbortHandler)
 		}
 		body, err := io.ReadAll(r.Body)
@@ -66,7 +66,8 @@ func TestRequestsArriveWhole(t *testing.T) {
 	c := New(base, Config{})
 	defer c.Close()
 	for _, size := range []int{1, 15 << 10, 64 << 10, 3 << 20} {
-		for _, drop = range []bool{false, size == 1} {
+		for _, dead := range []bool{false, size == 1} {
+			drop.Store(dead)
 			text := strings.Repeat("x", size)
 			if err := c.Chat(t.Context(), ask("m", text), func(*api.ChatResponse) error { return nil }); err != nil {
 				t.Fatal(err)
