@@ -131,8 +131,10 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 		// the map, so whoever finds no flight finds what it left.
 		if f := c.flights[q.Key]; f != nil && f.landed {
 			return c.joinLocked(f), Hit, 0
-		} else if f != nil && f.rank <= q.Rank && f.rec.whole() {
-			return c.joinLocked(f), Shared, 0
+		} else if f != nil && f.rank <= q.Rank {
+			if r := c.joinLocked(f); r != nil {
+				return r, Shared, 0
+			}
 		}
 		if e, age, ok := c.keptLocked(q); ok {
 			rec := &Recording{chunks: e.chunks, done: true, limit: math.MaxInt}
@@ -211,9 +213,10 @@ func guarded(ctx context.Context, rec *Recording, fill Fill) (ttl time.Duration,
 	return fill(ctx, rec)
 }
 
+// joinLocked returns one more reader of a flight; nil when it comes too late to
+// read all of it.
 func (c *Cache) joinLocked(f *flight) *Reader {
-	f.readers++
-	return f.rec.read(func() {
+	r := f.rec.read(func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if f.readers--; f.readers == 0 && !f.landed {
@@ -221,6 +224,10 @@ func (c *Cache) joinLocked(f *flight) *Reader {
 			f.cancel(errAbandoned)
 		}
 	})
+	if r != nil {
+		f.readers++
+	}
+	return r
 }
 
 // start does work in a goroutine: in one that is idle, if there is one. Its

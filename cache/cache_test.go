@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -680,6 +681,41 @@ func TestLandedFlight(t *testing.T) {
 		r, o, _ = c.Do(q, nil)
 		want(t, r, o, Hit, "ab")
 	}
+}
+
+// Flights that outgrow their cap while others join them: whoever reads one
+// reads it from the start.
+func TestJoinAsItOutgrowsItsCap(t *testing.T) {
+	c := open(t, Config{FlightBytes: 64})
+	const words = 40
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			for range 300 {
+				r, _, _ := c.Do(Request{Key: KeyOf([]byte("q"))}, func(_ context.Context, rec *Recording) (time.Duration, error) {
+					for i := range words {
+						rec.Append([]byte{byte(i), 0, 0, 0})
+					}
+					return 0, nil
+				})
+				for next := byte(0); ; next++ {
+					chunk, err := r.Next(t.Context())
+					if err != nil {
+						if !errors.Is(err, ErrLagged) && (!errors.Is(err, io.EOF) || next != words) {
+							t.Errorf("after %d chunks: %v", next, err)
+						}
+						break
+					}
+					if chunk[0] != next {
+						t.Errorf("chunk %d came as chunk %d", chunk[0], next)
+						break
+					}
+				}
+				r.Close()
+			}
+		})
+	}
+	all.Wait()
 }
 
 // Who wants an answer whole is woken at its end, or when more comes than is held.

@@ -145,10 +145,15 @@ type Reader struct {
 	whole  bool // for the end alone
 }
 
+// read returns a reader of all of the recording; nil when its beginning may have
+// been dropped.
 func (r *Recording) read(leave func()) *Reader {
 	reader := &Reader{rec: r, leave: leave}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.size > r.limit {
+		return nil
+	}
 	if !r.done {
 		reader.more = make(chan struct{}, 1)
 		r.readers = append(r.readers, reader)
