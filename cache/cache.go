@@ -241,6 +241,7 @@ func (c *Cache) start(work func()) {
 	c.workers.Go(func() {
 		for {
 			work()
+			work = nil // who is idle holds no request's text
 			if c.idle.Add(1) > mostIdle {
 				c.idle.Add(-1)
 				return

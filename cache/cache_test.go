@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
@@ -716,6 +718,25 @@ func TestJoinAsItOutgrowsItsCap(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// A goroutine that waits for the next work holds nothing of the last.
+func TestIdleHoldsNothing(t *testing.T) {
+	c := open(t, Config{})
+	gone := func() weak.Pointer[[4 << 10]byte] {
+		text := new([4 << 10]byte)
+		r, o, _ := c.Do(Request{}, func(_ context.Context, rec *Recording) (time.Duration, error) {
+			rec.Append(text[:1])
+			return 0, nil
+		})
+		want(t, r, o, Bypass, "\x00")
+		return weak.Make(text)
+	}()
+	for deadline := time.Now().Add(10 * time.Second); gone.Value() != nil; runtime.GC() {
+		if time.Now().After(deadline) {
+			t.Fatal("the text of a finished request is still held")
+		}
+	}
 }
 
 // Who wants an answer whole is woken at its end, or when more comes than is held.
