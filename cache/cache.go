@@ -98,8 +98,8 @@ type flight struct {
 	rank    int
 	rec     *Recording
 	cancel  context.CancelCauseFunc
-	readers int  // guarded by Cache.mu
-	landed  bool // the answer is there, and about to be kept; guarded by Cache.mu
+	readers int    // guarded by Cache.mu
+	landed  *entry // the answer, when it is there and about to be kept; guarded by Cache.mu
 }
 
 // New returns an empty cache. Close it after its last use.
@@ -129,14 +129,13 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 	if !private && !q.Refresh {
 		// Flights before the store: an answer is kept before its flight leaves
 		// the map, so whoever finds no flight finds what it left.
-		if f := c.flights[q.Key]; f != nil && f.landed {
-			return c.joinLocked(f), Hit, 0
-		} else if f != nil && f.rank <= q.Rank {
+		f := c.flights[q.Key]
+		if f != nil && f.landed == nil && f.rank <= q.Rank {
 			if r := c.joinLocked(f); r != nil {
 				return r, Shared, 0
 			}
 		}
-		if e, age, ok := c.keptLocked(q); ok {
+		if e, age, ok := c.kept(q, f); ok {
 			rec := &Recording{chunks: e.chunks, done: true, limit: math.MaxInt}
 			return rec.read(func() {}), Hit, age
 		}
@@ -163,39 +162,46 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 	return r, Miss, 0
 }
 
-func (c *Cache) keptLocked(q Request) (*entry, time.Duration, bool) {
-	if c.store == nil {
+// kept returns the kept answer to q, or the one that f, its flight, is about to
+// keep.
+func (c *Cache) kept(q Request, f *flight) (e *entry, age time.Duration, ok bool) {
+	switch {
+	case f != nil && f.landed != nil:
+		e = f.landed
+	case c.store == nil:
 		return nil, 0, false
+	default:
+		if e, ok = c.store.get(q.Key); !ok {
+			return nil, 0, false
+		}
 	}
-	e, ok := c.store.get(q.Key)
-	if !ok {
-		return nil, 0, false
-	}
-	age := time.Since(e.kept)
+	age = time.Since(e.kept)
 	return e, age, q.MaxAge == 0 || age <= q.MaxAge
 }
 
 // fly does the work of a flight, keeps its answer and lets go of it. Its
-// readers do not wait for the store: whoever asks meanwhile reads the flight.
+// readers do not wait for the store: whoever asks meanwhile finds the answer in the flight.
 func (c *Cache) fly(ctx context.Context, f *flight, fill Fill) {
 	defer f.cancel(nil)
 	ttl, err := guarded(ctx, f.rec, fill)
-	keep := err == nil && ttl > 0 && c.store != nil && f.rec.whole()
+	var e *entry
+	if err == nil && ttl > 0 && c.store != nil && f.rec.whole() {
+		e = &entry{key: f.key, owner: f.owner, chunks: f.rec.chunks, kept: time.Now()}
+	}
 	c.mu.Lock()
-	f.landed = keep
-	if !keep {
+	if f.landed = e; e == nil {
 		c.forgetLocked(f)
 	}
 	c.mu.Unlock()
 	f.rec.finish(err)
-	if !keep {
+	if e == nil {
 		return
 	}
 	runtime.Gosched() // to those who were woken
 	c.keeping.RLock()
 	defer c.keeping.RUnlock()
 	if c.current(f) {
-		c.store.put(&entry{key: f.key, owner: f.owner, chunks: f.rec.chunks, kept: f.rec.ended}, ttl)
+		c.store.put(e, ttl)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -219,7 +225,7 @@ func (c *Cache) joinLocked(f *flight) *Reader {
 	r := f.rec.read(func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if f.readers--; f.readers == 0 && !f.landed {
+		if f.readers--; f.readers == 0 && f.landed == nil {
 			c.forgetLocked(f) // nobody may join work that is being cancelled
 			f.cancel(errAbandoned)
 		}
@@ -281,7 +287,7 @@ func (c *Cache) Drop(o Owner) int {
 	for _, f := range c.flights {
 		if o.covers(f.owner) {
 			c.forgetLocked(f)
-			if f.landed {
+			if f.landed != nil {
 				n++
 			}
 		}

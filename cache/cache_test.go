@@ -666,6 +666,9 @@ func TestLandedFlight(t *testing.T) {
 		r, o, _ := c.Do(q, speak(0, time.Hour, "a", "b"))
 		want(t, r, o, Miss, "ab")
 		r, o, _ = c.Do(q, nil)
+		if r.Opening() != nil || !r.Began().IsZero() {
+			t.Errorf("a hit is told of its maker's wait: %v", r.Opening())
+		}
 		want(t, r, o, Hit, "ab")
 		if drop {
 			dropped := make(chan int)

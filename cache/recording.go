@@ -29,7 +29,6 @@ type Recording struct {
 	held    int // bytes of chunks
 	opening any
 	began   time.Time // of the first chunk
-	ended   time.Time
 	done    bool
 	err     error
 	readers []*Reader
@@ -71,7 +70,7 @@ func (r *Recording) Open(v any) {
 func (r *Recording) finish(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.done, r.err, r.ended = true, err, time.Now()
+	r.done, r.err = true, err
 	r.wakeLocked()
 }
 
@@ -196,7 +195,7 @@ func (r *Reader) Next(ctx context.Context) ([]byte, error) {
 func (r *Reader) Wait(whole bool) (more <-chan struct{}, ready bool) {
 	r.rec.mu.Lock()
 	defer r.rec.mu.Unlock()
-	if r.rec.done || r.next < r.rec.dropped+len(r.rec.chunks) && (!whole || r.rec.size > r.rec.limit) {
+	if r.rec.done || (!whole || r.rec.size > r.rec.limit) && r.readyLocked() {
 		return nil, true
 	}
 	r.waits, r.whole = true, whole
@@ -207,6 +206,10 @@ func (r *Reader) Wait(whole bool) (more <-chan struct{}, ready bool) {
 func (r *Reader) Ready() bool {
 	r.rec.mu.Lock()
 	defer r.rec.mu.Unlock()
+	return r.readyLocked()
+}
+
+func (r *Reader) readyLocked() bool {
 	return r.next < r.rec.dropped+len(r.rec.chunks) || r.rec.done
 }
 
