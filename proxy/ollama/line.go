@@ -45,8 +45,8 @@ func readChat(data []byte, piece *api.ChatResponse) error {
 }
 
 // line reads lines as Ollama writes nearly all of them: text, numbers, no white
-// space. It is there because encoding/json takes ten
-// times as long, for every token. What it does not know, it leaves alone.
+// space. It is there because encoding/json takes ten times as long, for every
+// token. What it does not know, it leaves alone.
 type line struct {
 	data []byte
 	pos  int
@@ -57,8 +57,8 @@ func (l *line) chat(r *api.ChatResponse) bool {
 	return l.object(func(key []byte) bool {
 		switch string(key) {
 		case "model":
-			_, _, ok := l.quoted()
-			return ok
+			_, escapes, ok := l.quoted()
+			return ok && escapes == 0
 		case "created_at":
 			at, escapes, ok := l.quoted()
 			return ok && escapes == 0 && r.CreatedAt.UnmarshalText(at) == nil

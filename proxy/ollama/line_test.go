@@ -15,7 +15,7 @@ func FuzzLine(f *testing.F) {
 		`{"model":"m","created_at":"2026-01-01T00:00:00+02:00","message":{"role":"assistant","content":"","thinking":"hm"},"done":true,"done_reason":"stop","total_duration":1234567890,"load_duration":0,"prompt_eval_count":7,"prompt_eval_duration":12,"eval_count":3,"eval_duration":99}`,
 		`{"message":{"role":"assistant","content":"\u003c","tool_calls":[{}]},"logprobs":[]}`,
 		`{"message":{"content":"\u003c\u00fc\u12"}}`, `{"message":{"content":"\u+123"}}`, `{"error":"boom"}`, `{"done":true}`, `{"done":true,"done":false}`, `{"Done":true}`, `{"eval_count":007}`, `{"eval_count":-1}`, `{"done":true} x`,
-		`{"message":{"content":"` + "\xff" + `"}}`, `{"message":{"content":"\ud800"}}`, `{"message":{"content":"\"}}`, `{"message":{"content":"a"},"message":{"role":"b"}}`,
+		`{"message":{"content":"` + "\xff" + `"}}`, `{"message":{"content":"\ud800"}}`, `{"message":{"content":"\"}}`, `{"model":"\q"}`, `{"message":{"content":"a"},"message":{"role":"b"}}`,
 	} {
 		f.Add([]byte(s))
 	}
