@@ -44,6 +44,10 @@ func TestWholeAnswerInTime(t *testing.T) {
 				if e.Status != http.StatusGatewayTimeout || e.Code != "total_timeout" || !strings.Contains(e.Message, "stream") || a.header.Get("X-Should-Retry") != "false" {
 					t.Errorf("got %+v, x-should-retry %q", e, a.header.Get("X-Should-Retry"))
 				}
+				seated := c.fault.Kind != ollamasim.SlowLoad
+				if got := a.header.Get("Tenure-Residency"); seated != (got == "cold") {
+					t.Errorf("Tenure-Residency: %q; it had a seat: %v", got, seated)
+				}
 				synctest.Wait()
 				if n := r.scheduler.State().Leases; n != 0 {
 					t.Errorf("%d seats are still taken", n)

@@ -293,6 +293,7 @@ func (s *Server) await(x *exchange, reader *cache.Reader) error {
 			}
 			patience.Set(time.Now().Add(keepAliveEvery))
 		case <-x.ctx.Done():
+			x.opened(reader)
 			return x.gone()
 		}
 	}
