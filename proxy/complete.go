@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"tenure/cache"
-	"tenure/proxy/alarm"
 	"tenure/proxy/ollama"
 	"tenure/proxy/wire"
 	"tenure/residency"
@@ -270,19 +269,18 @@ func (s *Server) acquire(ctx context.Context, j *job) (*residency.Lease, error) 
 // when its last is, or tells why it will not come. Who waits for a stream for
 // long is sent the headers meanwhile.
 func (s *Server) await(x *exchange, reader *cache.Reader) error {
-	var late chan struct{}
-	var patience *alarm.Alarm
+	var late <-chan time.Time
+	var timer *time.Timer
+	if x.asked.Stream {
+		timer = time.NewTimer(headersAfter)
+		defer timer.Stop()
+		late = timer.C
+	}
 	for {
 		more, ready := reader.Wait(!x.asked.Stream)
 		if ready {
 			x.opened(reader)
 			return reader.Failed()
-		}
-		if x.asked.Stream && patience == nil {
-			late = make(chan struct{}, 1)
-			patience = s.clock.New(func() { late <- struct{}{} }) // it is set anew when that was received
-			defer patience.Stop()
-			patience.Set(time.Now().Add(headersAfter))
 		}
 		select {
 		case <-more:
@@ -291,7 +289,7 @@ func (s *Server) await(x *exchange, reader *cache.Reader) error {
 			if err := x.keepAlive(s.cfg.StallTimeout); err != nil {
 				return err
 			}
-			patience.Set(time.Now().Add(keepAliveEvery))
+			timer.Reset(keepAliveEvery)
 		case <-x.ctx.Done():
 			x.opened(reader)
 			return x.gone()
