@@ -84,7 +84,7 @@ type Config struct {
 	Call    time.Duration // limit for the small calls: version, tags, ps, show; 0 means 15 s
 	Load    time.Duration // limit for a load; 0 means 5 min
 	Unload  time.Duration // limit for an unload; 0 means 1 min
-	Probe   time.Duration // how long a slot whose client left may take to be free again, see freed; 0 means 20 s
+	Probe   time.Duration // how long a slot whose client left may take to be free again at most, see left; 0 means 20 s
 	Limits  Limits        // of streams whose context has none of its own
 	// Settle is how long Unload waits for the driver to take memory back after
 	// a model in GPU memory has left /api/ps. Ollama itself allows 5 s; a load
@@ -150,6 +150,7 @@ type Client struct {
 	work    sync.WaitGroup
 	revived atomic.Uint64
 	mu      sync.Mutex
+	streams map[string]int           // under way, by canonical name
 	probes  map[string]chan struct{} // by canonical name; closed when its slot is known to be free
 	short   map[Shortfall]uint64
 }
@@ -178,8 +179,8 @@ func New(base *url.URL, cfg Config) *Client {
 	}
 	life, end := context.WithCancel(context.Background())
 	c := &Client{
-		life: life, end: end, probes: make(map[string]chan struct{}), short: make(map[Shortfall]uint64),
-		base: base, root: base.JoinPath("/"), cfg: cfg,
+		life: life, end: end, base: base, root: base.JoinPath("/"), cfg: cfg,
+		streams: make(map[string]int), probes: make(map[string]chan struct{}), short: make(map[Shortfall]uint64),
 	}
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {

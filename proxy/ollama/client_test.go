@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -195,7 +196,7 @@ func TestLeakedSlot(t *testing.T) {
 		most    time.Duration
 	}{
 		{false, 0, 0, 50 * time.Millisecond},
-		{true, 1, 20 * time.Second, 25 * time.Second},
+		{true, 1, 5 * time.Second, 10 * time.Second},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			c, s := start(t, ollamasim.Config{}, Config{})
@@ -222,6 +223,56 @@ func TestLeakedSlot(t *testing.T) {
 			if n := s.Counts(); n.Loads != 1+int(tt.revived) || n.Unloads != int(tt.revived) || n.Evictions+n.Reloads != 0 {
 				t.Errorf("leak %v: counts %+v", tt.leak, n)
 			}
+		})
+	}
+}
+
+// A model that is slow, or has others to answer, has lost nothing.
+func TestKeptSlot(t *testing.T) {
+	left := errors.New("left")
+	for _, tt := range []struct {
+		name   string
+		token  time.Duration
+		length int
+		others int
+	}{
+		{"slow", 6 * time.Second, 3, 0},
+		{"busy", 10 * time.Millisecond, 1200, 1}, // queued at Ollama: it has fewer slots than it is thought to have
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				models := ollamasim.Catalog()
+				for i := range models {
+					models[i].Token = tt.token
+				}
+				c, s := start(t, ollamasim.Config{Models: models, Length: tt.length}, Config{})
+				if _, err := c.Load(t.Context(), spec("phi3:mini", 4096)); err != nil {
+					t.Fatal(err)
+				}
+				for range 3 {
+					var others sync.WaitGroup
+					if err := c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error {
+						for range tt.others {
+							others.Go(func() {
+								if err := c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error { return nil }); err != nil {
+									t.Error(err)
+								}
+							})
+						}
+						synctest.Wait()
+						return left
+					}); !errors.Is(err, left) {
+						t.Fatal(err)
+					}
+					if err := c.Chat(t.Context(), ask("phi3:mini", "Summarise."), func(*api.ChatResponse) error { return nil }); err != nil {
+						t.Error("the next:", err)
+					}
+					others.Wait()
+				}
+				if n := s.Counts(); n.Loads != 1 || n.Unloads != 0 || c.Revived() != 0 {
+					t.Errorf("counts %+v, %d revived", n, c.Revived())
+				}
+			})
 		})
 	}
 }

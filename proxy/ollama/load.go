@@ -27,7 +27,7 @@ type move struct {
 //
 // When ctx ends, Ollama gives the load up.
 func (c *Client) Load(ctx context.Context, m residency.Model) (residency.Bytes, error) {
-	if err := c.free(ctx, m.Name); err != nil {
+	if err := c.free(ctx, Canonical(m.Name), 0); err != nil {
 		return 0, err
 	}
 	return c.load(ctx, m)
@@ -82,7 +82,7 @@ func (c *Client) load(ctx context.Context, m residency.Model) (residency.Bytes, 
 // by Ollama, so the caller drains first. A model that is not there is no error.
 func (c *Client) Unload(ctx context.Context, m residency.Model) error {
 	// A probe that came after the unload would load the model again.
-	if err := c.free(ctx, m.Name); err != nil {
+	if err := c.free(ctx, Canonical(m.Name), 0); err != nil {
 		return err
 	}
 	return c.unload(ctx, m)

@@ -17,11 +17,15 @@ type slot struct {
 	numCtx any
 }
 
-// free waits while it is not known whether a model has a slot.
-func (c *Client) free(ctx context.Context, name string) error {
+// free waits while it is not known whether a model has a slot, and counts more
+// streams at it. Its name is the canonical one.
+func (c *Client) free(ctx context.Context, name string, more int) error {
 	for {
 		c.mu.Lock()
-		probe := c.probes[Canonical(name)]
+		probe := c.probes[name]
+		if probe == nil {
+			c.streams[name] += more
+		}
 		c.mu.Unlock()
 		if probe == nil {
 			return nil
@@ -34,18 +38,33 @@ func (c *Client) free(ctx context.Context, name string) error {
 	}
 }
 
-// freed finds out whether a slot has come free after its answer was left before
-// the end. Ollama 0.17 can lose it for good: when the connection goes while one
+// left ends a stream. Unless Ollama has ended its answer, it is found out
+// whether the slot comes free. Ollama 0.17 can lose it for good: when the connection goes while one
 // piece waits for another to be written, the writer of the pieces blocks for
 // ever and keeps the slot, and with one slot the model never answers again.
 // A runner that hangs shows in the same way. Such a model is loaded anew; who
 // asks for it meanwhile waits.
-func (c *Client) freed(at slot) {
-	name := Canonical(at.model)
+//
+// A slot comes free at the next token, which takes no longer than the first
+// piece did: four times that is ample for this token and the probe's own. A
+// quarter of Config.Probe is for what else holds it up: Ollama lets no request
+// through while it asks after the GPU's memory, 3 s at most, to unload another
+// model. All of it is for a slot whose prompt may still be read, to its end
+// whoever has left, and for a model that is busy: the probe may have to queue.
+func (c *Client) left(name string, at slot, first time.Duration, over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.life.Err() != nil {
+	c.streams[name]--
+	alone := c.streams[name] == 0
+	if alone {
+		delete(c.streams, name)
+	}
+	if over || at == (slot{}) || c.life.Err() != nil {
 		return
+	}
+	patience := c.cfg.Probe
+	if first > 0 && alone {
+		patience = min(max(4*first, patience/4), patience)
 	}
 	before, done := c.probes[name], make(chan struct{})
 	c.probes[name] = done
@@ -53,7 +72,7 @@ func (c *Client) freed(at slot) {
 		if before != nil {
 			<-before
 		}
-		if err := c.probe(c.life, at); err != nil && c.life.Err() == nil {
+		if err := c.probe(c.life, at, patience); err != nil && c.life.Err() == nil {
 			c.cfg.Log.Warn("slot was not recovered", "model", at.model, "err", err)
 		}
 		c.mu.Lock()
@@ -65,8 +84,8 @@ func (c *Client) freed(at slot) {
 	})
 }
 
-// probe asks for one token and, when none comes, loads the model anew.
-func (c *Client) probe(ctx context.Context, at slot) error {
+// probe asks for one token and, when none comes in time, loads the model anew.
+func (c *Client) probe(ctx context.Context, at slot, patience time.Duration) error {
 	m := residency.Model{Name: at.model}
 	switch n := at.numCtx.(type) {
 	case int:
@@ -84,7 +103,7 @@ func (c *Client) probe(ctx context.Context, at slot) error {
 	}
 	var ignored json.RawMessage
 	// Not as a stream: Ollama cannot lose the slot of this one.
-	err := c.call(ctx, c.cfg.Probe, http.MethodPost, "/api/generate", map[string]any{
+	err := c.call(ctx, patience, http.MethodPost, "/api/generate", map[string]any{
 		"model": m.Name, "prompt": "x", "raw": true, "stream": false, "options": options,
 	}, &ignored)
 	if err == nil || !errors.Is(err, context.DeadlineExceeded) {

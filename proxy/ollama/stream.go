@@ -174,15 +174,13 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 	if name, ok := ctx.Value(loadedKey{}).(string); ok {
 		at.model = name
 	}
-	if err := c.free(ctx, at.model); err != nil {
+	name := Canonical(at.model)
+	if err := c.free(ctx, name, 1); err != nil {
 		return fmt.Errorf("asking %s: %w", path, err)
 	}
-	over := false // Ollama has ended the answer, or never began one
-	defer func() {
-		if !over && at != (slot{}) {
-			c.freed(at)
-		}
-	}()
+	began, first := time.Now(), time.Duration(0) // to the first line
+	over := false                                // Ollama has ended the answer, or never began one
+	defer func() { c.left(name, at, first, over) }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silence := c.watch(c.limits(ctx), cancel)
@@ -203,6 +201,9 @@ func (c *Client) stream(ctx context.Context, at slot, path string, in any, each 
 	lines.Buffer(buf[:], maxLine)
 	for lines.Scan() {
 		silence.broken()
+		if first == 0 {
+			first = time.Since(began)
+		}
 		if len(lines.Bytes()) == 0 {
 			continue
 		}

@@ -70,7 +70,7 @@ func soak(ctx context.Context, o options, w io.Writer) (err error) {
 	defer func() { err = errors.Join(err, g.close()) }()
 	s := scenario{name: "soak", seats: soakSeats, models: everyModel(), start: kept(), settings: []string{
 		// Ollama loses the slot of an answer that was left now and then; it is
-		// given back after some 20 s, and those behind it wait that long.
+		// given back after 5 to 20 s, and those behind it wait that long.
 		"TENURE_QUEUE_TIMEOUT=60s", "TENURE_QUEUE_LIMIT=64", "TENURE_IDLE_TIMEOUT=20s",
 	}}
 	at, err := g.open(ctx, &s, through)

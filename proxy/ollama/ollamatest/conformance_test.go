@@ -373,7 +373,7 @@ func longChat() *api.ChatRequest {
 // loses a slot now and then.
 func cancel(t *testing.T, at target) {
 	t.Helper()
-	c := ollama.New(at.url, ollama.Config{Probe: 2 * time.Second})
+	c := ollama.New(at.url, ollama.Config{})
 	t.Cleanup(c.Close)
 	if _, err := c.Load(t.Context(), spec("phi3:mini", 4096)); err != nil {
 		t.Fatal(err)
