@@ -282,21 +282,21 @@ func (c *Cache) forgetLocked(f *flight) {
 func (c *Cache) Drop(o Owner) int {
 	c.keeping.Lock()
 	defer c.keeping.Unlock()
-	n := 0
+	keys := map[Key]struct{}{}
 	c.mu.Lock()
 	for _, f := range c.flights {
 		if o.covers(f.owner) {
 			c.forgetLocked(f)
 			if f.landed != nil {
-				n++
+				keys[f.key] = struct{}{}
 			}
 		}
 	}
 	c.mu.Unlock()
 	if c.store == nil {
-		return n
+		return 0
 	}
-	return n + c.store.drop(o)
+	return c.store.drop(o, keys)
 }
 
 // Close cancels unfinished work with [ErrClosed], waits for it and forgets

@@ -688,6 +688,28 @@ func TestLandedFlight(t *testing.T) {
 	}
 }
 
+// A key whose kept answer is about to be replaced is dropped once.
+func TestDropCountsKeys(t *testing.T) {
+	c := open(t, Config{Bytes: 1 << 20})
+	q := Request{Key: KeyOf([]byte("q")), Refresh: true}
+	r, o, _ := c.Do(q, speak(0, time.Hour, "old"))
+	want(t, r, o, Miss, "old")
+	c.work.Wait()
+	c.keeping.RLock() // Drop waits
+	dropped := make(chan int)
+	go func() { dropped <- c.Drop(Owner{}) }()
+	for c.keeping.TryRLock() { // until it does, and so does who comes to keep
+		c.keeping.RUnlock()
+		runtime.Gosched()
+	}
+	r, o, _ = c.Do(q, speak(0, time.Hour, "new"))
+	want(t, r, o, Miss, "new")
+	c.keeping.RUnlock()
+	if n := <-dropped; n != 1 {
+		t.Errorf("dropped %d answers, want 1", n)
+	}
+}
+
 // Flights that outgrow their cap while others join them: whoever reads one
 // reads it from the start.
 func TestJoinAsItOutgrowsItsCap(t *testing.T) {

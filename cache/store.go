@@ -92,22 +92,22 @@ func (s *store) put(e *entry, ttl time.Duration) {
 	s.ristretto.Wait()
 }
 
-// drop lets go of the entries of an owner, and counts them.
-func (s *store) drop(o Owner) int {
+// drop lets go of the entries of an owner, and counts the keys they make with
+// the given ones.
+func (s *store) drop(o Owner, keys map[Key]struct{}) int {
 	s.closing.RLock()
 	defer s.closing.RUnlock()
 	if s.closed {
 		return 0
 	}
 	s.mu.Lock()
-	var keys []Key
 	for e := range s.live {
 		if o.covers(e.owner) {
-			keys = append(keys, e.key)
+			keys[e.key] = struct{}{}
 		}
 	}
 	s.mu.Unlock()
-	for _, k := range keys {
+	for k := range keys {
 		s.ristretto.Del(k[:])
 	}
 	s.ristretto.Wait()
