@@ -100,6 +100,9 @@ type flight struct {
 	cancel  context.CancelCauseFunc
 	readers int    // guarded by Cache.mu
 	landed  *entry // the answer, when it is there and about to be kept; guarded by Cache.mu
+
+	before *flight       // which it replaced when that had landed: it is kept first, for this one may fail
+	after  chan struct{} // closed when it is kept; made by the first that replaced it, guarded by Cache.mu
 }
 
 // New returns an empty cache. Close it after its last use.
@@ -146,6 +149,12 @@ func (c *Cache) Do(q Request, fill Fill) (r *Reader, o Outcome, age time.Duratio
 		return f.rec.read(func() {}), Bypass, 0
 	}
 	if !private {
+		if old := c.flights[q.Key]; old != nil && old.landed != nil {
+			f.before = old
+			if old.after == nil { // not of one that gave up
+				old.after = make(chan struct{})
+			}
+		}
 		c.flights[q.Key] = f // in place of one that may not be joined, if there is one
 	}
 	var ctx context.Context
@@ -198,6 +207,9 @@ func (c *Cache) fly(ctx context.Context, f *flight, fill Fill) {
 		return
 	}
 	runtime.Gosched() // to those who were woken
+	if f.before != nil {
+		<-f.before.after
+	}
 	c.keeping.RLock()
 	defer c.keeping.RUnlock()
 	if c.current(f) {
@@ -206,6 +218,10 @@ func (c *Cache) fly(ctx context.Context, f *flight, fill Fill) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgetLocked(f)
+	f.landed = nil
+	if f.after != nil {
+		close(f.after)
+	}
 }
 
 // guarded turns a panic of the work into its error: there is no server above
@@ -263,15 +279,20 @@ func (c *Cache) start(work func()) {
 }
 
 // current reports whether a flight is the newest of its key: the answer of one
-// that was replaced is not kept.
+// that was replaced before it was there is not kept.
 func (c *Cache) current(f *flight) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.flights[f.key] == f
+	newest := c.flights[f.key]
+	return newest == f || newest != nil && newest.before == f
 }
 
 func (c *Cache) forgetLocked(f *flight) {
-	if c.flights[f.key] == f {
+	switch {
+	case c.flights[f.key] != f:
+	case f.before != nil && f.before.landed != nil:
+		c.flights[f.key] = f.before
+	default:
 		delete(c.flights, f.key)
 	}
 }
@@ -286,8 +307,8 @@ func (c *Cache) Drop(o Owner) int {
 	c.mu.Lock()
 	for _, f := range c.flights {
 		if o.covers(f.owner) {
-			c.forgetLocked(f)
-			if f.landed != nil {
+			delete(c.flights, f.key)
+			if f.landed != nil || f.before != nil && f.before.landed != nil {
 				keys[f.key] = struct{}{}
 			}
 		}

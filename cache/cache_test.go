@@ -688,6 +688,60 @@ func TestLandedFlight(t *testing.T) {
 	}
 }
 
+// A refresh that fails leaves the answer that was about to be kept before it,
+// one that does not is kept after it; and what is dropped meanwhile is not kept.
+func TestRefreshOfALandedFlight(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		err   error
+		drop  bool
+		wants string // "" where nothing is kept
+	}{
+		{"fails", errors.New("failed"), false, "old"},
+		{"works", nil, false, "new"},
+		{"dropped", nil, true, ""},
+		{"dropped and fails", errors.New("failed"), true, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := open(t, Config{Bytes: 1 << 20})
+			q := Request{Key: KeyOf([]byte("q"))}
+			var dropped sync.WaitGroup
+			c.keeping.RLock() // Drop waits for this, and who comes to keep for Drop
+			dropped.Go(func() {
+				if tt.drop {
+					c.Drop(Owner{})
+					return
+				}
+				c.keeping.Lock()
+				defer c.keeping.Unlock()
+			})
+			for c.keeping.TryRLock() {
+				c.keeping.RUnlock()
+				runtime.Gosched()
+			}
+			r, o, _ := c.Do(q, speak(0, time.Hour, "old"))
+			want(t, r, o, Miss, "old")
+			q.Refresh = true
+			r, _, _ = c.Do(q, func(_ context.Context, rec *Recording) (time.Duration, error) {
+				c.keeping.RUnlock()
+				dropped.Wait()
+				rec.Append([]byte("new"))
+				return time.Hour, tt.err
+			})
+			_, _ = text(r)
+			r.Close()
+			c.work.Wait()
+			kept := ""
+			if e, ok := c.store.get(q.Key); ok {
+				kept = string(e.chunks[0])
+			}
+			if kept != tt.wants {
+				t.Errorf("kept %q, want %q", kept, tt.wants)
+			}
+		})
+	}
+}
+
 // A key whose kept answer is about to be replaced is dropped once.
 func TestDropCountsKeys(t *testing.T) {
 	c := open(t, Config{Bytes: 1 << 20})
