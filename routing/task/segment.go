@@ -192,7 +192,7 @@ func (s *scratch) line(text string, a, b int, gap, inline bool) {
 			commas++
 		case c == '"':
 			marks++
-		case c == '@':
+		case c == '@', c == '/' && strings.HasSuffix(t[:i], ":/"), c == '.' && strings.HasSuffix(t[:i], "www"):
 			l.cues |= cueContact
 		case c == ':' && colon < 0:
 			colon = i
@@ -226,9 +226,6 @@ func (s *scratch) line(text string, a, b int, gap, inline bool) {
 		l.cues |= cueColon
 	case '.', '!':
 		l.cues |= cueStop
-	}
-	if strings.Contains(sample, "://") || strings.Contains(sample, "www.") {
-		l.cues |= cueContact
 	}
 	if digits >= 7 && l.words <= 12 && digits*3 > n {
 		l.cues |= cueContact

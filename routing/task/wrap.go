@@ -1,6 +1,9 @@
 package task
 
-import "strings"
+import (
+	"math/bits"
+	"strings"
+)
 
 // jobs are the opening words of what chat applications ask on their own
 // account, folded: Open WebUI (title, tags, follow-ups, queries, completion,
@@ -16,6 +19,9 @@ var jobs = []string{ //nolint:gochecknoglobals // compiled table
 var (
 	wanted = []string{"title", "tags", "follow up", "follow ups", "search quer", "autocomplet", "emoji", "memory note", "image prompt"} //nolint:gochecknoglobals // compiled table
 	quoted = []string{"chat history", "conversation", "the chat", "this chat", "chat below"}                                            //nolint:gochecknoglobals // compiled table
+	// Who speaks in the chat.
+	users      = []string{"user:", "USER:", "User:"}                       //nolint:gochecknoglobals // compiled table
+	assistants = []string{"assistant:", "ASSISTANT:", "Assistant:", "AI:"} //nolint:gochecknoglobals // compiled table
 )
 
 // background recognises what a chat application asks on its own account: one
@@ -24,20 +30,20 @@ func (d *Detector) background(s *scratch, in Input, last int) bool {
 	if last < 0 || len(in.Tools) > 0 {
 		return false
 	}
-	users := 0
+	asked := 0
 	s.text, s.at = s.text[:0], s.at[:0]
 	for i := range in.Messages {
 		m := &in.Messages[i]
 		switch m.Role {
 		case "user":
 			if strings.TrimSpace(m.Text) != "" {
-				users++
+				asked++
 			}
 		case "system", "developer":
 			s.appendText(m.Text, 0, min(len(m.Text), 400))
 		}
 	}
-	if users != 1 {
+	if asked != 1 {
 		return false
 	}
 	text := in.Messages[last].Text
@@ -49,9 +55,10 @@ func (d *Detector) background(s *scratch, in Input, last int) bool {
 	if mentions(opening, jobs) {
 		return true
 	}
-	turns := strings.Contains(text, "user:") || strings.Contains(text, "USER:") || strings.Contains(text, "User:")
-	answers := strings.Contains(text, "assistant:") || strings.Contains(text, "ASSISTANT:") || strings.Contains(text, "Assistant:") || strings.Contains(text, "AI:")
-	return turns && answers && mentions(opening, wanted) && mentions(opening, quoted)
+	if !mentions(opening, wanted) || !mentions(opening, quoted) {
+		return false
+	}
+	return mentions(text, users) && mentions(text, assistants)
 }
 
 // mentions reports whether a folded text holds one of the phrases.
@@ -75,6 +82,37 @@ func wrapped(text string) bool {
 // much cheaper than folding a long document.
 var needles = []string{"gnore ", "GNORE ", "isregard", "ISREGARD", "nstruction", "NSTRUCTION", "verride", "VERRIDE", "gnorier", "gnora", "gnorez", "orget ", "ystem ", "YSTEM ", "ystem:", "YSTEM:", "dmin mode", "our task is now", "actual task", "real task", "im_start", "ouvelle", "uevas", "uove ", "ieuwe", "owe pol", "ovas ins", "neue A", "忽略", "无视", "無視", "تجاهل", "अनदेखा"} //nolint:gochecknoglobals // compiled table
 
+// stems has a bit for every hash of four bytes that a needle begins with.
+var stems = func() (t [64]uint64) { //nolint:gochecknoglobals // compiled table
+	for _, n := range needles {
+		h := stem(uint32(n[0])<<24 | uint32(n[1])<<16 | uint32(n[2])<<8 | uint32(n[3]))
+		t[h/64] |= 1 << (h % 64)
+	}
+	return t
+}()
+
+// stem hashes four bytes to twelve bits.
+func stem(v uint32) uint32 { return v * 0x9E3779B1 >> 20 }
+
+// found tells in one pass which of the needles a text holds, a bit for each.
+func found(text string) uint64 {
+	var set uint64
+	var v uint32
+	for i := range len(text) {
+		v = v<<8 | uint32(text[i])
+		h := stem(v)
+		if stems[h/64]>>(h%64)&1 == 0 || i < 3 {
+			continue
+		}
+		for k, n := range needles {
+			if strings.HasPrefix(text[i-3:], n) {
+				set |= 1 << k
+			}
+		}
+	}
+	return set
+}
+
 // injection looks for a line inside the documents that gives orders to a
 // machine. It only raises a flag: what is inside a document has no say anyway.
 func (d *Detector) injection(s *scratch, text string) (Span, bool) {
@@ -84,7 +122,8 @@ func (d *Detector) injection(s *scratch, text string) (Span, bool) {
 			continue
 		}
 		part := text[g.start:g.end]
-		for _, n := range needles {
+		for set := found(part); set != 0; set &= set - 1 {
+			n := needles[bits.TrailingZeros64(set)]
 			for at := 0; looked < 24; looked++ {
 				i := strings.Index(part[at:], n)
 				if i < 0 {
