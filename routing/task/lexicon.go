@@ -20,16 +20,21 @@ type concept struct {
 }
 
 // node is one byte of the phrase trie. Siblings are a linked list: at most a
-// few dozen long, and the first byte goes through a table.
+// few dozen long, and the first byte goes through a table. Walking them is
+// much of the work, so a node is small and what ends at it is kept aside.
 type node struct {
 	child, next int32
-	exact, open []uint8 // concepts of the phrases that end here, or begin here
+	ending      int32 // in endings, from 1; 0 is none
 	b           byte
 }
+
+// ending is the concepts of the phrases that end at a node, or begin there.
+type ending struct{ exact, open []uint8 }
 
 type lexicon struct {
 	concepts []concept
 	nodes    []node
+	endings  []ending
 	first    [256]int32
 	bones    map[uint32]uint8 // of the telling words, to know them misspelt
 }
@@ -122,10 +127,14 @@ func (l *lexicon) add(phrase string, c uint8) {
 		}
 		at = &l.nodes[n].child
 	}
-	if open {
-		l.nodes[n].open = append(l.nodes[n].open, c)
+	if l.nodes[n].ending == 0 {
+		l.endings = append(l.endings, ending{})
+		l.nodes[n].ending = int32(len(l.endings))
+	}
+	if e := &l.endings[l.nodes[n].ending-1]; open {
+		e.open = append(e.open, c)
 	} else {
-		l.nodes[n].exact = append(l.nodes[n].exact, c)
+		e.exact = append(e.exact, c)
 	}
 }
 
@@ -181,12 +190,15 @@ func (l *lexicon) find(text []byte, i int, hit func(c uint8, end int)) {
 			continue
 		}
 		j++
-		for _, c := range nd.open {
-			hit(c, j)
-		}
-		if len(nd.exact) > 0 && (j == len(text) || text[j] == space || text[j] == comma || text[j] == sentence) {
-			for _, c := range nd.exact {
+		if nd.ending != 0 {
+			e := &l.endings[nd.ending-1]
+			for _, c := range e.open {
 				hit(c, j)
+			}
+			if j == len(text) || text[j] == space || text[j] == comma || text[j] == sentence {
+				for _, c := range e.exact {
+					hit(c, j)
+				}
 			}
 		}
 		if j == len(text) {
