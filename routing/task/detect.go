@@ -287,11 +287,13 @@ func agrees(text string) bool {
 func (d *Detector) context(s *scratch, in Input, r *Result) (p probs, stood string) {
 	p = probs{general: 1}
 	s.lean = leanOpen
+	spoken := false // a system prompt stands
 	for i := range in.Messages {
 		m := &in.Messages[i]
 		if m.Role != "system" && m.Role != "developer" {
 			continue
 		}
+		spoken = true
 		q := d.standing(s, m.Text)
 		if t := q.top(); t != deferring && q[t] < statedSure {
 			continue // it may list several, or none of the known
@@ -309,8 +311,11 @@ func (d *Detector) context(s *scratch, in Input, r *Result) (p probs, stood stri
 			r.Evidence = append(r.Evidence, Evidence{Rule: "schema"})
 		}
 	}
-	if stood != "" {
+	switch {
+	case stood != "":
 		s.lean = leanTold
+	case spoken:
+		s.lean = leanListed
 	}
 	return p, stood
 }
@@ -543,10 +548,12 @@ func (d *Detector) understand(s *scratch, text string) {
 
 // What it is worth to find no ask at all: little where nothing else says what
 // to do, for the ask model can still say that an ask says nothing; more where
-// the system prompt already does.
+// the system prompt already does. What sends a system prompt that states none
+// may well send bare documents.
 const (
-	leanOpen = -4
-	leanTold = 4
+	leanOpen   = -4
+	leanListed = 0
+	leanTold   = 4
 )
 
 // headSure is the probability from which the head of a message is believed

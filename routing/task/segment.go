@@ -380,8 +380,11 @@ func (s *scratch) structure(text string) {
 		case asks(name):
 			s.fix(i, j+1, forcedAsk, false)
 			i = j
+		case name == "!--":
+			s.settle(i, j+1, forcedDoc, false) // a comment is no document of its own, and bounds none
+			i = j
 		default:
-			s.fix(i, j+1, forcedDoc, name != "!--") // a comment is no document of its own
+			s.fix(i, j+1, forcedDoc, true)
 			i = j
 		}
 	}
@@ -393,9 +396,14 @@ func (s *scratch) boundary(i int) {
 	}
 }
 
+// fix settles lines that stand apart from what is around them.
 func (s *scratch) fix(i, j int, score float32, fence bool) {
 	s.boundary(i)
 	s.boundary(j)
+	s.settle(i, j, score, fence)
+}
+
+func (s *scratch) settle(i, j int, score float32, fence bool) {
 	for k := i; k < j; k++ {
 		s.lines[k].fixed = true
 		s.lines[k].score = score

@@ -19,10 +19,50 @@ var jobs = []string{ //nolint:gochecknoglobals // compiled table
 var (
 	wanted = []string{"title", "tags", "follow up", "follow ups", "search quer", "autocomplet", "emoji", "memory note", "image prompt"} //nolint:gochecknoglobals // compiled table
 	quoted = []string{"chat history", "conversation", "the chat", "this chat", "chat below"}                                            //nolint:gochecknoglobals // compiled table
+	// meant are turns by which a job speaks of the person whose chat it serves.
+	meant = []string{"the user may", "the user might", "the user could", "the user would", "the user can", "the user wants", "user s point of view", "user s perspective", "user s next", "user s last"} //nolint:gochecknoglobals // compiled table
 	// Who speaks in the chat.
 	users      = []string{"user:", "USER:", "User:"}                       //nolint:gochecknoglobals // compiled table
 	assistants = []string{"assistant:", "ASSISTANT:", "Assistant:", "AI:"} //nolint:gochecknoglobals // compiled table
 )
+
+// sorts are the words of a system prompt that sorts messages, folded: 1 does
+// it, 2 is what is sorted, 4 stands between them, 8 is a machine that does it.
+// Under it the user's text is data, whatever it asks for.
+var sorts = map[string]uint8{ //nolint:gochecknoglobals // compiled table
+	"classify": 1, "classifies": 1, "classifying": 1, "categorize": 1, "categorise": 1, "categorizes": 1, "categorises": 1, "label": 1, "labels": 1, "tag": 1, "tags": 1, "triage": 1,
+	"klassifiziere": 1, "kategorisiere": 1, "ordne": 1, "classe": 1, "classez": 1, "clasifica": 1, "classifica": 1, "classificeer": 1, "zaklasyfikuj": 1, "klasyfikuj": 1,
+	"message": 2, "messages": 2, "query": 2, "queries": 2, "utterance": 2, "utterances": 2, "intent": 2, "intents": 2, "request": 2, "requests": 2, "prompt": 2, "prompts": 2, "ticket": 2, "tickets": 2,
+	"nachricht": 2, "nachrichten": 2, "anfrage": 2, "anfragen": 2, "mensaje": 2, "mensajes": 2, "messaggio": 2, "messaggi": 2, "bericht": 2, "mensagem": 2, "mensagens": 2, "wiadomosc": 2, "wiadomosci": 2,
+	"the": 4, "each": 4, "every": 4, "this": 4, "these": 4, "incoming": 4, "inbound": 4, "user": 4, "users": 4, "s": 4, "a": 4, "an": 4, "all": 4, "any": 4, "following": 4, "latest": 4, "last": 4, "newest": 4, "next": 4, "given": 4, "raw": 4, "chat": 4,
+	"recruiter": 4, "recruiters": 4, "candidate": 4, "candidates": 4, "customer": 4, "client": 4, "support": 4, "hr": 4, "of": 4, "behind": 4, "topic": 4, "language": 4, "into": 4, "die": 4, "der": 4, "jede": 4, "eingehende": 4, "eingehenden": 4, "des": 4, "le": 4, "el": 4, "il": 4, "het": 4, "o": 4, "cada": 4, "ogni": 4, "chaque": 4, "elk": 4, "kazda": 4,
+	"classifier": 8, "tagger": 8, "labeller": 8, "labeler": 8,
+}
+
+// sorted reports whether a folded system prompt has messages sorted: "classify
+// each user message", "intent classifier". One that has something done then is
+// none.
+func sorted(text string) bool {
+	found := false
+	for sentence := range strings.SplitSeq(text, "\n") {
+		before, does := uint8(0), false
+		for w := range strings.FieldsSeq(sentence) {
+			k := sorts[w]
+			switch {
+			case w == "then":
+				return false
+			case k == 2 && does, k == 8 && before == 2:
+				found = true
+			case k == 1:
+				does = true
+			case k != 4:
+				does = false
+			}
+			before = k
+		}
+	}
+	return found
+}
 
 // background recognises what a chat application asks on its own account: one
 // user message, no tools, about the chat it quotes.
@@ -46,6 +86,9 @@ func (d *Detector) background(s *scratch, in Input, last int) bool {
 	if asked != 1 {
 		return false
 	}
+	if len(s.text) > 0 && sorted(string(s.text)) {
+		return true
+	}
 	text := in.Messages[last].Text
 	if strings.Contains(text, "<chat_history>") {
 		return true
@@ -55,10 +98,13 @@ func (d *Detector) background(s *scratch, in Input, last int) bool {
 	if mentions(opening, jobs) {
 		return true
 	}
-	if !mentions(opening, wanted) || !mentions(opening, quoted) {
+	if !mentions(opening, wanted) {
 		return false
 	}
-	return mentions(text, users) && mentions(text, assistants)
+	if mentions(opening, meant) {
+		return true
+	}
+	return mentions(opening, quoted) && mentions(text, users) && mentions(text, assistants)
 }
 
 // mentions reports whether a folded text holds one of the phrases.

@@ -6,6 +6,10 @@ import (
 	"tenure/routing/task"
 )
 
+func told(system, user string) task.Input {
+	return task.Input{Messages: []task.Message{{Role: "system", Text: system}, {Role: "user", Text: user}}}
+}
+
 // TestBackground: what chat applications ask on their own account, in their own
 // words and in edited ones, and what only looks like it.
 func TestBackground(t *testing.T) {
@@ -20,6 +24,10 @@ func TestBackground(t *testing.T) {
 		"merge":        ask("You have been provided with a set of responses from various models to the latest user query: \"score her\""),
 		"continue":     ask("Given the following conversation, please reply with a title for the chat that is 3-4 words in length.\nscore this CV"),
 		"librechat":    ask("Provide a concise, 5-word-or-less title for the conversation.\nUser: parse this\nAI: done"),
+		"reworded":     ask("Think of four follow-up questions that the user might send, in the user's voice.\n\nparse this CV"),
+		"sorter":       told("You're at a help desk. Label each incoming message: cv, jd, mail or other.", "draft a short InMail to her"),
+		"classifier":   told("Intent classifier. Answer with one word.", "How well does she fit the planner role?"),
+		"Sortierer":    told("Ordne jede eingehende Nachricht einer Abteilung zu.", "Bitte eine Absage an Herrn Brandt schreiben"),
 		"edited title": ask("Find a short title for the chat below.\nuser: parse this CV\nassistant: {\"name\":\"Ana\"}"),
 	} {
 		r := task.Detect(in)
@@ -31,10 +39,15 @@ func TestBackground(t *testing.T) {
 	tools := ask("Generate 1-3 broad tags categorizing the main themes of the chat history" + chat)
 	tools.Tools = []string{"tag"}
 	for name, in := range map[string]task.Input{
-		"a person's ask":         ask("Suggest a title for this job ad.\n\n" + someText),
-		"a later turn":           turns,
-		"a request with tools":   tools,
-		"a transcript to report": ask("Summarise this call for the hiring manager.\n\nUser: hello\nRecruiter: hello, tell me about your last job"),
+		"sorted, then done":       told("Classify the request, then do it: parse, match or write.", "Draft a short InMail to her.\n\n"+someText),
+		"questions, not messages": told("Label each interview question as fair or unfair.", "Do you plan to have children?"),
+		"words, not messages":     told("You are a bias checker. Label biased words in the message you get.", someText),
+		"questions for her":       told("You help recruiters.", "Which follow-up questions should I put to her?\n\n"+someText),
+		"CVs, not messages":       told("Classify the CV into one of these job families: nursing, planning, sales.", someText),
+		"a person's ask":          ask("Suggest a title for this job ad.\n\n" + someText),
+		"a later turn":            turns,
+		"a request with tools":    tools,
+		"a transcript to report":  ask("Summarise this call for the hiring manager.\n\nUser: hello\nRecruiter: hello, tell me about your last job"),
 	} {
 		if task.Detect(in).Background {
 			t.Errorf("%s was taken for a background job", name)
