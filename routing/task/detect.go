@@ -32,10 +32,12 @@ type Detector struct {
 	own  own
 	weak concepts // objects and turns of speech, no deliverables
 
+	edits, topics concepts // those of form, and of other matters
+
 	override, vocative int // the concepts by which injected text is known
 	chain, several     int // those that order steps, and that list deliverables
 	domain             int // the words of the trade
-	revise             int // those that ask for changes of an answer
+	revise, carry      int // those that ask for changes of an answer, and for more
 
 	pool sync.Pool
 }
@@ -70,6 +72,10 @@ type scratch struct {
 	domain   int
 	feat     features
 	x        facts
+	goes     continuation // the terms of the last turn behind an answer
+	links    []Evidence   // its words by which it goes on
+	said     []byte       // what was said before, folded
+	saidAt   []int32
 	injected bool    // an instruction to the machine was found beside a document
 	worth    float32 // of the cut that was made
 	lean     float32 // what it is worth in this conversation that nothing is asked
@@ -98,6 +104,12 @@ func (d *Detector) ready() {
 		if weak(c.name) {
 			d.weak |= 1 << k
 		}
+		if edits(c.name) {
+			d.edits |= 1 << k
+		}
+		if topics(c.name) {
+			d.topics |= 1 << k
+		}
 		switch c.name {
 		case "override":
 			d.override = k
@@ -111,9 +123,11 @@ func (d *Detector) ready() {
 			d.domain = k
 		case "revise":
 			d.revise = k
+		case "carry":
+			d.carry = k
 		}
 	}
-	d.pool.New = func() any { return &scratch{weak: d.weak, domain: d.domain} }
+	d.pool.New = func() any { return &scratch{weak: d.weak, domain: d.domain, links: make([]Evidence, 0, maxLinks)} }
 }
 
 var standard = sync.OnceValue(func() *Detector { //nolint:gochecknoglobals // the embedded tables, compiled once
@@ -145,6 +159,10 @@ func (d *Detector) name(k int) string {
 func (d *Detector) Detect(in Input) Result {
 	s, _ := d.pool.Get().(*scratch)
 	defer d.pool.Put(s)
+	return d.detect(s, in)
+}
+
+func (d *Detector) detect(s *scratch, in Input) Result {
 	last, ok := newest(in)
 	if d.background(s, in, last) {
 		r := Result{Task: General, Confidence: 1, Scores: map[string]float64{General: 1}, Cause: Rule, Background: true}
@@ -162,23 +180,25 @@ func (d *Detector) Detect(in Input) Result {
 			continue
 		}
 		q := probs{deferring: 1}
+		s.x, s.links = facts{}, s.links[:0]
 		if d.read(s, in, i) {
 			q = d.agreed(s, in.Messages[i].Text, p[general] > 0.99)
-			if q[deferring] > 0.3 && agrees(in.Messages[i].Text) {
-				if o, ok := d.offered(s, in, i); ok {
-					p, asked = o, true
-				}
-			}
 			if s.worth < d.w.cuts.shape[bare] && (plain(q) < 0 || q.top() == general) {
 				q = probs{deferring: 1} // neither looks like an ask nor says what
 			}
-			if s.x.docs == [8]int{} && p[general] > 0.99 {
+			if s.x.docs == [8]int{} && p[general] > 0.99 && !s.x.history {
 				q = q.alone()
 			} else if p[general] > 0.99 && !s.x.history {
 				q = q.beside()
 			}
-			if s.x.history && s.x.docs == [8]int{} && q.top() == general && d.revises(s) {
-				q = q.follow()
+			if s.x.history {
+				d.goes(s, in, i, q, p)
+				q = q.going(d.w.goes.odds(&s.goes))
+			}
+			if q[deferring] > 0.3 && agrees(in.Messages[i].Text) {
+				if o, ok := d.offered(s, in, i); ok {
+					p, asked = o, true
+				}
 			}
 			lean := float32(leanTurn)
 			if stood != "" && !asked {
@@ -197,32 +217,13 @@ func (d *Detector) Detect(in Input) Result {
 	return r
 }
 
-// revises reports whether an ask is short and speaks of changing what is there:
-// "in French", "make it shorter". Behind an answer and beside no document, that
-// is the answer, though the same words beside a document would be general work
-// on it.
-func (d *Detector) revises(s *scratch) bool {
-	words := 0
-	for i, c := range s.text {
-		if c > space && (i == 0 || s.text[i-1] <= space) {
-			words++
-		}
-	}
-	return words <= reviseWords && slices.ContainsFunc(s.hits, func(h hit) bool {
-		return int(h.concept) == d.revise && !h.negated
-	})
-}
-
-// reviseWords is how long a wish for changes is at most; longer asks say what
-// they are about.
-const reviseWords = 10
-
 // statedSure is the probability from which a system prompt states a task.
 const statedSure = 0.6
 
 // offered tells the task that the assistant offered in the message before
 // message m: what the sentence is about that it ends in. An offer is worded
-// like what a system prompt states, and stands beside no document.
+// like what a system prompt states, and stands beside no document. Of a text
+// that says nothing the model makes its prior, which is below a half.
 func (d *Detector) offered(s *scratch, in Input, m int) (probs, bool) {
 	if m == 0 || in.Messages[m-1].Role != "assistant" {
 		return probs{}, false
@@ -244,7 +245,7 @@ func (d *Detector) offered(s *scratch, in Input, m int) (probs, bool) {
 	for k := range q {
 		q[k] /= max(sum, 1e-6)
 	}
-	return q, q[q.top()] > 0.4
+	return q, q[q.top()] > 0.5
 }
 
 // Of an assistant's message, offerBytes at its end are searched for an offer; a
@@ -334,8 +335,14 @@ func (d *Detector) report(s *scratch, in Input, r *Result, m int, q, before prob
 	} else if before.top() != general && m > 0 {
 		r.Evidence = append(r.Evidence, Evidence{Rule: "carry", Span: Span{Message: m, End: len(in.Messages[m].Text)}})
 	}
+	if top == deferring && s.x.history {
+		for _, e := range s.links {
+			e.Message = m
+			r.Evidence = append(r.Evidence, e)
+		}
+	}
 	for _, h := range s.hits {
-		if len(r.Evidence) == evidence {
+		if len(r.Evidence) >= evidence {
 			break
 		}
 		if h.negated || int(h.start) < s.turn || !d.speaks(int(h.concept), top) {

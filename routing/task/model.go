@@ -86,15 +86,16 @@ func (m *linear) logits(f *features, z []float32) {
 
 // Weights are the trained tables in the form that is embedded.
 //
-// The file is "TNR3", then for each of the four models its number of rows and
+// The file is "TNR4", then for each of the four models its number of rows and
 // of classes, its scale and biases as float32, all little endian, its weights
-// in row order and the marks of the rows; then what cuts are worth, last the
-// temperature and the thresholds. A weight of a model of several classes is
+// in row order and the marks of the rows; then what cuts and the terms of a
+// continuation are worth, last the temperature and the thresholds. A weight of a model of several classes is
 // four bits, -7 to 7 and 8 added, two to a byte, the first in the lower half;
 // one of a model of a single class is an int8.
 type weights struct {
 	ask, system, line, doc linear
 	cuts                   cuts
+	goes                   continuation
 	temperature            float32
 	thresholds             [classes]float32
 }
@@ -109,7 +110,7 @@ func (c *cuts) all() []*float32 {
 	return out
 }
 
-const magic = "TNR3"
+const magic = "TNR4"
 
 func (w *weights) models() []*linear { return []*linear{&w.ask, &w.system, &w.line, &w.doc} }
 
@@ -136,6 +137,9 @@ func (w *weights) marshal() []byte {
 	}
 	for _, v := range w.cuts.all() {
 		f32(*v)
+	}
+	for _, v := range w.goes {
+		f32(v)
 	}
 	f32(w.temperature)
 	for _, v := range w.thresholds {
@@ -193,6 +197,9 @@ func (w *weights) unmarshal(b []byte) error {
 	}
 	for _, v := range w.cuts.all() {
 		*v = f32()
+	}
+	for k := range w.goes {
+		w.goes[k] = f32()
 	}
 	w.temperature = f32()
 	for k := range w.thresholds {

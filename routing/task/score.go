@@ -200,13 +200,22 @@ func (p probs) alone() probs {
 	return p
 }
 
-// follow gives what an ask has of a task of its own that is none of the five to
-// deferring.
-func (p probs) follow() probs {
-	p[deferring] += p[general]
-	p[general] = 0
+// going sets the probability that an ask behind an answer goes on. What
+// deferring loses, the other classes take as they are likely, and general as a
+// topic of which nothing is known.
+func (p probs) going(c float32) probs {
+	rest := 1 - p[deferring] + unknown
+	p[general] += unknown
+	for k := range p {
+		if k != deferring {
+			p[k] *= (1 - c) / rest
+		}
+	}
+	p[deferring] = c
 	return p
 }
+
+const unknown = 0.05
 
 // beside lowers the odds that an ask defers which stands beside a document in
 // a message that has nothing to defer to.

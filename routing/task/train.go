@@ -31,6 +31,7 @@ const Defer = "defer"
 // Corpus is what the tables are learned from.
 type Corpus struct {
 	Samples   []Sample
+	Goings    []Sample // conversations from which only is learned whether they go on
 	Systems   []Text
 	Documents []Text
 }
@@ -206,7 +207,10 @@ func train(c Corpus) (*Detector, error) {
 		asks[len(asks)-1].fold = x.Fold & 1
 	}
 	d.w.system = fit(systems, classes, systemRows, l, systemEpochs, 2)
-	d.w.temperature = temper(asks, l)
+	held, t := temper(asks, l)
+	d.w.temperature = t
+	d.w.doc = whole
+	d.w.goes = d.fitGoes(s, c.Samples, c.Goings, held)
 	d.w.ask = fit(asks, classes, askRows, l, askEpochs, 4)
 	return d, nil
 }
@@ -365,7 +369,7 @@ func thin(rng *rand.Rand, r, to *row, share float64) *row {
 
 // temper finds the temperature (Guo et al. 2017) by which the probabilities of
 // one half of the asks, from a model of the other half, are likeliest.
-func temper(rows []row, l *lexicon) float32 {
+func temper(rows []row, l *lexicon) (held [2]linear, t float32) {
 	var z [][classes]float32
 	var right []int
 	for f := range 2 {
@@ -376,6 +380,7 @@ func temper(rows []row, l *lexicon) float32 {
 			}
 		}
 		m := fit(learn, classes, askRows, l, askEpochs/2, 5)
+		held[f] = m
 		var x features
 		for _, r := range rows {
 			if r.fold == f {
@@ -404,7 +409,7 @@ func temper(rows []row, l *lexicon) float32 {
 			best = t
 		}
 	}
-	return float32(best)
+	return held, float32(best)
 }
 
 // step is one line of a message to learn to cut: its features or its given

@@ -128,17 +128,17 @@ func wrapped(text string) bool {
 // much cheaper than folding a long document.
 var needles = []string{"gnore ", "GNORE ", "isregard", "ISREGARD", "nstruction", "NSTRUCTION", "verride", "VERRIDE", "gnorier", "gnora", "gnorez", "orget ", "ystem ", "YSTEM ", "ystem:", "YSTEM:", "dmin mode", "our task is now", "actual task", "real task", "im_start", "ouvelle", "uevas", "uove ", "ieuwe", "owe pol", "ovas ins", "neue A", "忽略", "无视", "無視", "تجاهل", "अनदेखा"} //nolint:gochecknoglobals // compiled table
 
-// stems has a bit for every hash of four bytes that a needle begins with.
-var stems = func() (t [64]uint64) { //nolint:gochecknoglobals // compiled table
+// heads has a bit for every hash of four bytes that a needle begins with.
+var heads = func() (t [64]uint64) { //nolint:gochecknoglobals // compiled table
 	for _, n := range needles {
-		h := stem(uint32(n[0])<<24 | uint32(n[1])<<16 | uint32(n[2])<<8 | uint32(n[3]))
+		h := hash4(uint32(n[0])<<24 | uint32(n[1])<<16 | uint32(n[2])<<8 | uint32(n[3]))
 		t[h/64] |= 1 << (h % 64)
 	}
 	return t
 }()
 
-// stem hashes four bytes to twelve bits.
-func stem(v uint32) uint32 { return v * 0x9E3779B1 >> 20 }
+// hash4 hashes four bytes to twelve bits.
+func hash4(v uint32) uint32 { return v * 0x9E3779B1 >> 20 }
 
 // found tells in one pass which of the needles a text holds, a bit for each.
 func found(text string) uint64 {
@@ -146,8 +146,8 @@ func found(text string) uint64 {
 	var v uint32
 	for i := range len(text) {
 		v = v<<8 | uint32(text[i])
-		h := stem(v)
-		if stems[h/64]>>(h%64)&1 == 0 || i < 3 {
+		h := hash4(v)
+		if heads[h/64]>>(h%64)&1 == 0 || i < 3 {
 			continue
 		}
 		for k, n := range needles {

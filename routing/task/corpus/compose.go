@@ -215,6 +215,54 @@ func (c *Corpus) Compose() []Request {
 	return out
 }
 
+// goings puts asks behind the turns of conversations: general ones, those of a
+// task, and those that go on. They teach whether a turn goes on, not what is
+// asked.
+func (c *Corpus) goings() []task.Sample {
+	var asks [3][]Ask
+	for _, a := range c.Asks {
+		switch {
+		case a.Style == "pattern":
+		case slices.Contains(a.Flags, "carry"):
+			asks[0] = append(asks[0], a)
+		case a.Label == task.General:
+			asks[1] = append(asks[1], a)
+		case a.Label != task.General && !slices.Contains(a.Flags, "no_ask"):
+			asks[2] = append(asks[2], a)
+		}
+	}
+	m := c.composer()
+	var out []task.Sample
+	for _, v := range c.Conversations {
+		n := len(v.Messages)
+		if n < 3 || v.Messages[n-2].Role != "assistant" {
+			continue
+		}
+		m.seed(v.ID + "~")
+		for k := range asks {
+			for range 2 {
+				a := asks[k][m.rng.IntN(len(asks[k]))]
+				if a.Label == v.Label && k > 0 {
+					continue
+				}
+				x := v.Request().Sample
+				text := a.Text
+				if len(a.Docs) > 0 && (k == 1 || m.rng.IntN(3) == 0) {
+					doc, _ := m.paste(a.Docs, a.Lang)
+					text += "\n\n" + doc
+				}
+				x.Messages[len(x.Messages)-1].Text = text
+				x.Label, x.Fold = a.Label, half(a.ID)
+				if k == 0 {
+					x.Label = task.Defer
+				}
+				out = append(out, x)
+			}
+		}
+	}
+	return out
+}
+
 // later puts a request behind an earlier turn.
 func (m *composer) later(r Request) Request {
 	r.Messages = append([]task.Message{{Role: "user", Text: "Hello."}, {Role: "assistant", Text: "Here it is."}}, r.Messages...)
@@ -402,6 +450,7 @@ func (c *Corpus) Training() task.Corpus {
 		}
 		t.Samples = append(t.Samples, s)
 	}
+	t.Goings = c.goings()
 	for _, s := range c.Systems {
 		label := s.Label
 		if label == "umbrella" || label == "persona" {
