@@ -39,11 +39,11 @@ func (c *Client) free(ctx context.Context, name string, more int) error {
 }
 
 // left ends a stream. Unless Ollama has ended its answer, it is found out
-// whether the slot comes free. Ollama 0.17 can lose it for good: when the connection goes while one
-// piece waits for another to be written, the writer of the pieces blocks for
-// ever and keeps the slot, and with one slot the model never answers again.
-// A runner that hangs shows in the same way. Such a model is loaded anew; who
-// asks for it meanwhile waits.
+// whether the slot comes free. Ollama 0.17 can lose it for good: when the
+// connection goes while one piece waits for another to be written, the writer
+// of the pieces blocks for ever and keeps the slot, and with one slot the model
+// never answers again. A runner that hangs shows in the same way. Such a model
+// is loaded anew; who asks for it meanwhile waits.
 //
 // A slot comes free at the next token, which takes no longer than the first
 // piece did: four times that is ample for this token and the probe's own. A
