@@ -102,7 +102,7 @@ func (d *Detector) goes(s *scratch, in Input, m int, q, p probs) {
 	x[goesYes] = is(agrees(text))
 	x[goesDocument] = is(s.x.docs != [8]int{})
 	if s.x.docs == [8]int{} && len(text) <= askBytes {
-		s.quoting(x, text, answer)
+		s.quoting(x, text, answer[:min(len(answer), answerBytes)])
 	}
 	d.deeds(s, x)
 	if x[goesRevises] > 0 && words <= 10 { // general work on a document is a change of an answer
