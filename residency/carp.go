@@ -377,11 +377,17 @@ func (p CARP) pausing(s *Seat) time.Time {
 	if !p.hot(s) {
 		return time.Time{}
 	}
-	return s.LastUsed.Add(min(s.Gap+s.Gap/2+50*time.Millisecond, s.LoadTime, p.LingerMax))
+	return s.LastUsed.Add(min(s.Gap+s.Gap/2+50*time.Millisecond, p.lingerMost(s)))
 }
 
 // hot reports whether a model falls idle only for less than a load would take.
-func (p CARP) hot(s *Seat) bool { return s.Gap > 0 && s.Gap < min(s.LoadTime, p.LingerMax) }
+func (p CARP) hot(s *Seat) bool { return s.Gap > 0 && s.Gap < p.lingerMost(s) }
+
+// lingerMost is a load, or as long as nobody minds waiting where loads are
+// quicker: unloading, which is not in it, then takes the longer part of a swap.
+func (p CARP) lingerMost(s *Seat) time.Duration {
+	return min(max(s.LoadTime, 300*time.Millisecond), p.LingerMax)
+}
 
 // prefetch loads what declared workflows need next over an idle model that is
 // needed later.
