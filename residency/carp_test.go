@@ -134,33 +134,41 @@ func TestFreshModelIsProtected(t *testing.T) {
 }
 
 func TestLinger(t *testing.T) {
-	r, _, deepseek, _, llama := desk(t, Latency())
-	conflict := llama
-	conflict.Size = 18 * GiB // needs every seat but the pinned one
-	// A chat: a request, an answer, half a second of typing, the next one.
-	for range 6 {
+	for _, c := range []struct{ load, typing, most time.Duration }{
+		{2 * time.Second, 500 * time.Millisecond, 1500 * time.Millisecond},
+		{40 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond}, // a pause longer than a load
+	} {
+		r, _, deepseek, _, llama := desk(t, Latency())
+		for i := range r.b.view.Seats {
+			r.b.view.Seats[i].LoadTime = c.load
+		}
+		conflict := llama
+		conflict.Size = 18 * GiB // needs every seat but the pinned one
+		// A chat: a request, an answer, some typing, the next one.
+		for range 6 {
+			r.do(t, r.ask(deepseek, Interactive))
+			r.until(t, r.now.Add(c.load))
+			r.do(t, r.release(0))
+			r.until(t, r.now.Add(c.typing))
+		}
 		r.do(t, r.ask(deepseek, Interactive))
-		r.until(t, r.now.Add(2*time.Second))
+		r.until(t, r.now.Add(c.load/2))
+		r.do(t, r.ask(conflict, Interactive))
+		r.until(t, r.now.Add(c.load/2))
 		r.do(t, r.release(0))
-		r.until(t, r.now.Add(500*time.Millisecond))
-	}
-	r.do(t, r.ask(deepseek, Interactive))
-	r.until(t, r.now.Add(time.Second))
-	r.do(t, r.ask(conflict, Interactive))
-	r.until(t, r.now.Add(time.Second))
-	r.do(t, r.release(0))
-	if r.b.move.on {
-		t.Fatal("the seat was taken between two requests half a second apart")
-	}
-	lingers := r.b.count.Lingers
-	idle := r.now
-	r.until(t, idle.Add(700*time.Millisecond))
-	if r.b.move.on || lingers != 1 {
-		t.Errorf("moving %v after .7 s, %d lingers", r.b.move.on, lingers)
-	}
-	r.until(t, idle.Add(1500*time.Millisecond))
-	if !r.b.move.on {
-		t.Error("nobody came for 1.5 s, three times the usual gap, and the GPU still idles")
+		if r.b.move.on {
+			t.Fatalf("the seat was taken between two requests %v apart", c.typing)
+		}
+		lingers := r.b.count.Lingers
+		idle := r.now
+		r.until(t, idle.Add(c.typing*7/5))
+		if r.b.move.on || lingers != 1 {
+			t.Errorf("moving %v after 1.4 times the gap of %v, %d lingers", r.b.move.on, c.typing, lingers)
+		}
+		r.until(t, idle.Add(c.most))
+		if !r.b.move.on {
+			t.Errorf("nobody came for %v, three times the usual gap, and the GPU still idles", c.most)
+		}
 	}
 }
 
