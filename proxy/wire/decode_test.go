@@ -46,6 +46,13 @@ func refusal(t *testing.T, err error) *Error {
 	return e
 }
 
+func wantRefusal(t *testing.T, err error, code, param string) {
+	t.Helper()
+	if e := refusal(t, err); e.Code != code || e.Param != param {
+		t.Errorf("got code %q, param %q (%s), want %q, %q", e.Code, e.Param, e.Message, code, param)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 	for _, tt := range []struct{ name, body, code, param string }{
@@ -151,10 +158,8 @@ func TestRefused(t *testing.T) {
 		{"schema that goes round", with(`"response_format":{"type":"json_schema","json_schema":{"schema":{"$ref":"#"}}}`), codeInvalidValue, "response_format.json_schema.schema"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			e := refused(t, tt.body)
-			if e.Code != tt.code || e.Param != tt.param {
-				t.Errorf("got code %q, param %q (%s), want %q, %q", e.Code, e.Param, e.Message, tt.code, tt.param)
-			}
+			_, err := DecodeChat([]byte(tt.body), Limits{})
+			wantRefusal(t, err, tt.code, tt.param)
 		})
 	}
 }

@@ -44,9 +44,7 @@ func TestEmbeddingsRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := DecodeEmbeddings([]byte(tt.body), Limits{})
-			if e := refusal(t, err); e.Code != tt.code || e.Param != tt.param {
-				t.Errorf("got code %q, param %q (%s), want %q, %q", e.Code, e.Param, e.Message, tt.code, tt.param)
-			}
+			wantRefusal(t, err, tt.code, tt.param)
 		})
 	}
 }

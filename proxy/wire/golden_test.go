@@ -65,8 +65,11 @@ func indented(t *testing.T, v any) []byte {
 // archive in testdata/chat holds request.json, params.json, and the lines of
 // choice i as lines.ndjson or lines.i.ndjson; the rest is the outcome, which
 // -update rewrites.
-func TestChat(t *testing.T) {
-	files, err := filepath.Glob("testdata/chat/*.txtar")
+func TestChat(t *testing.T) { eachGolden(t, "testdata/chat", (*golden).run) }
+
+// eachGolden runs every archive of a folder, and with -update writes them back.
+func eachGolden(t *testing.T, folder string, run func(*golden)) {
+	files, err := filepath.Glob(filepath.Join(folder, "*.txtar"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no golden files (%v)", err)
 	}
@@ -76,8 +79,7 @@ func TestChat(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			g := &golden{t, archive}
-			g.run()
+			run(&golden{t, archive})
 			if *update {
 				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
 					t.Fatal(err)

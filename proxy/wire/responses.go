@@ -175,17 +175,10 @@ func (d *responsesDecoder) reasoning() {
 func (d *responsesDecoder) textFormat() {
 	f := &d.chat.Format
 	for key := range d.object(textFormatKeys) {
-		switch key {
-		case "type":
+		if key == "type" {
 			f.Kind = d.formatKind()
-		case "name":
-			f.Name = d.text()
-		case "strict":
-			f.Strict = d.bool()
-		case "schema":
-			f.Schema, f.compiled = d.schema()
-		default:
-			d.skip()
+		} else {
+			d.schemaKey(key)
 		}
 	}
 	switch {

@@ -3,7 +3,6 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,27 +17,7 @@ import (
 )
 
 // TestResponses is TestChat for testdata/responses.
-func TestResponses(t *testing.T) {
-	files, err := filepath.Glob("testdata/responses/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no golden files (%v)", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			archive, err := txtar.ParseFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			g := &golden{t, archive}
-			g.respond()
-			if *update {
-				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
-	}
-}
+func TestResponses(t *testing.T) { eachGolden(t, "testdata/responses", (*golden).respond) }
 
 func (g *golden) respond() {
 	t := g.t
@@ -275,9 +254,7 @@ func TestResponsesRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := DecodeResponses([]byte(`{"model":"a",`+tt.more), Limits{})
-			if e := refusal(t, err); e.Code != tt.code || e.Param != tt.param {
-				t.Errorf("got code %q, param %q (%s), want %q, %q", e.Code, e.Param, e.Message, tt.code, tt.param)
-			}
+			wantRefusal(t, err, tt.code, tt.param)
 		})
 	}
 	_, err := DecodeResponses([]byte(`{"input":"x"}`), Limits{})

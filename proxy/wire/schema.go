@@ -53,18 +53,23 @@ func (d *decoder) formatKind() FormatKind {
 }
 
 func (d *decoder) formatSchema() {
-	f := &d.chat.Format
 	for key := range d.object(schemaKeys) {
-		switch key {
-		case "name":
-			f.Name = d.text()
-		case "strict":
-			f.Strict = d.bool()
-		case "schema":
-			f.Schema, f.compiled = d.schema()
-		default:
-			d.skip()
-		}
+		d.schemaKey(key)
+	}
+}
+
+// schemaKey reads what both APIs tell of a schema.
+func (d *decoder) schemaKey(key string) {
+	f := &d.chat.Format
+	switch key {
+	case "name":
+		f.Name = d.text()
+	case "strict":
+		f.Strict = d.bool()
+	case "schema":
+		f.Schema, f.compiled = d.schema()
+	default:
+		d.skip()
 	}
 }
 
