@@ -125,7 +125,7 @@ func TestAllocationsOfTheHop(t *testing.T) {
 		ask  func()
 	}{
 		{"hit", 79, func() { ask10K(t, h, "same") }},
-		{"miss", 242, func() { n++; ask10K(t, h, strconv.Itoa(n)) }},
+		{"miss", 186, func() { n++; ask10K(t, h, strconv.Itoa(n)) }},
 	} {
 		c.ask() // connected, and kept
 		if got := testing.AllocsPerRun(200, c.ask); got > c.most {

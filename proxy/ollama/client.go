@@ -135,14 +135,12 @@ const (
 // redirect and no HTTP proxy: what it is sent stays on the way to its base URL.
 type Client struct {
 	base *url.URL
-	root *url.URL // base with a path, which JoinPath needs
 	cfg  Config
-	http *http.Client
+	link *link
 	gpu  atomic.Bool // some model was seen in GPU memory
 
 	clock    alarm.Clock
 	payloads sync.Pool // of *payload
-	bulks    sync.Pool // of *[64 << 10]byte, see bulk
 	lines    sync.Pool // of *[4 << 10]byte, most lines of an answer fit into
 
 	life    context.Context //nolint:containedctx // of the probes, ended by Close
@@ -179,28 +177,18 @@ func New(base *url.URL, cfg Config) *Client {
 	}
 	life, end := context.WithCancel(context.Background())
 	c := &Client{
-		life: life, end: end, base: base, root: base.JoinPath("/"), cfg: cfg,
+		life: life, end: end, base: base, cfg: cfg,
 		streams: make(map[string]int), probes: make(map[string]chan struct{}), short: make(map[Shortfall]uint64),
 	}
-	transport := &http.Transport{
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, cfg.Connect)
-			defer cancel()
-			conn, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
-			}
-			return bulk{conn, &c.bulks}, nil
-		},
-		DisableCompression:  true,
-		MaxIdleConnsPerHost: 16,
-		WriteBufferSize:     16 << 10, // most requests go out in one piece
-		IdleConnTimeout:     90 * time.Second,
-	}
-	c.http = &http.Client{
-		Transport:     transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	c.link = newLink(base, func(ctx context.Context) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, cfg.Connect)
+		defer cancel()
+		conn, err := dial(ctx, "tcp", base.Host)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
+		return conn, nil
+	})
 	return c
 }
 
@@ -211,35 +199,25 @@ func (c *Client) URL() string { return c.base.Redacted() }
 func (c *Client) Close() {
 	c.end()
 	c.work.Wait()
-	c.http.CloseIdleConnections()
+	c.link.drop()
 }
 
 // open sends one request and returns the body of a 200. Other statuses become
 // a *StatusError. A payload is sent as it is, and given back.
 func (c *Client) open(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
-	var req *http.Request
-	var err error
-	switch body := in.(type) {
+	var document []byte
+	switch in := in.(type) {
 	case nil:
-		req, err = http.NewRequestWithContext(ctx, method, "", nil)
 	case *payload:
-		defer c.giveBack(body)
-		req, err = body.request(ctx, method)
+		defer c.giveBack(in)
+		document = in.bytes
 	default:
-		whole := &payload{}
-		if whole.bytes, err = json.Marshal(in); err == nil {
-			req, err = whole.request(ctx, method)
+		var err error
+		if document, err = json.Marshal(in); err != nil {
+			return nil, fmt.Errorf("asking %s: %w", path, err)
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("asking %s: %w", path, err)
-	}
-	req.URL = c.root.JoinPath(path)
-	// A kept connection that turns out to be dead says nothing of the server.
-	// Whatever is asked here may be asked again, and this header, never sent
-	// without a value, tells net/http so: it tries a fresh connection.
-	req.Header["Idempotency-Key"] = nil
-	resp, err := c.http.Do(req)
+	resp, err := c.link.send(ctx, method, path, document)
 	if err != nil {
 		return nil, c.failure(ctx, path, err)
 	}

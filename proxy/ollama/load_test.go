@@ -2,10 +2,11 @@ package ollama
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -62,7 +63,11 @@ func TestSwapAsks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := start(t, ollamasim.Config{}, Config{})
 		asked := make(map[string]int)
-		c.http.Transport = tripper(func(r *http.Request) { asked[r.URL.Path]++ }, c.http.Transport)
+		dial := c.link.dial
+		c.link.dial = func(ctx context.Context) (net.Conn, error) {
+			conn, err := dial(ctx)
+			return &tapped{conn, func(path string) { asked[path]++ }}, err
+		}
 		for _, name := range []string{"phi3:mini", "mistral"} {
 			if _, err := c.Load(t.Context(), spec(name, 4096)); err != nil {
 				t.Fatal(err)
@@ -269,14 +274,16 @@ func TestFacts(t *testing.T) {
 	})
 }
 
-type trip func(*http.Request) (*http.Response, error)
+// tapped tells of every request's path.
+type tapped struct {
+	net.Conn
+	tell func(path string)
+}
 
-func (f trip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// tripper tells of every request before it goes.
-func tripper(tell func(*http.Request), next http.RoundTripper) http.RoundTripper {
-	return trip(func(r *http.Request) (*http.Response, error) {
-		tell(r)
-		return next.RoundTrip(r)
-	})
+func (c *tapped) Write(p []byte) (int, error) {
+	if line, _, ok := bytes.Cut(p, []byte(" HTTP/1.1\r\n")); ok {
+		_, path, _ := strings.Cut(string(line), " ")
+		c.tell(path)
+	}
+	return c.Conn.Write(p)
 }
