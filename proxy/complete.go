@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tenure/cache"
+	"tenure/proxy/alarm"
 	"tenure/proxy/ollama"
 	"tenure/proxy/wire"
 	"tenure/residency"
@@ -269,12 +270,13 @@ func (s *Server) acquire(ctx context.Context, j *job) (*residency.Lease, error) 
 // when its last is, or tells why it will not come. Who waits for a stream for
 // long is sent the headers meanwhile.
 func (s *Server) await(x *exchange, reader *cache.Reader) error {
-	var late <-chan time.Time
-	var timer *time.Timer
+	var late chan struct{}
+	var patience *alarm.Alarm
 	if x.asked.Stream {
-		timer = time.NewTimer(headersAfter)
-		defer timer.Stop()
-		late = timer.C
+		late = make(chan struct{}, 1)
+		patience = s.clock.New(func() { late <- struct{}{} })
+		patience.Set(time.Now().Add(headersAfter))
+		defer patience.Stop()
 	}
 	for {
 		more, ready := reader.Wait(!x.asked.Stream)
@@ -289,7 +291,7 @@ func (s *Server) await(x *exchange, reader *cache.Reader) error {
 			if err := x.keepAlive(s.cfg.StallTimeout); err != nil {
 				return err
 			}
-			timer.Reset(keepAliveEvery)
+			patience.Set(time.Now().Add(keepAliveEvery))
 		case <-x.ctx.Done():
 			x.opened(reader)
 			return x.gone()
