@@ -147,6 +147,7 @@ func TestCompletionsFail(t *testing.T) {
 			t.Errorf("last event %s", last)
 		}
 		r.rest()
+		synctest.Wait()
 		before := r.sim.Counts().Cancelled // an error line and the end of its connection may meet
 		r.sim.Inject(ollamasim.Fault{Kind: ollamasim.HangMid, Model: "mistral", After: 2, Times: 1})
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
