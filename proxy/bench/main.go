@@ -45,7 +45,7 @@ func main() {
 	flag.StringVar(&upstream, "upstream", "", "internal: where the reverse proxy forwards to")
 	flag.StringVar(&o.tenure, "tenure", "bin/tenure", "the binary to measure")
 	flag.StringVar(&o.json, "json", "", "write the figures to this file, too")
-	flag.IntVar(&o.requests, "n", 1500, "requests for each latency figure")
+	flag.IntVar(&o.requests, "n", 1500, "requests for each latency figure; a third of that many streams")
 	flag.Float64Var(&o.seconds, "t", 3, "seconds for each throughput figure")
 	flag.BoolVar(&o.soak, "soak", false, "measure memory and goroutines instead: at rest, with open streams, over many requests")
 	flag.IntVar(&o.open, "open", 1000, "streams that are open at once (-soak)")

@@ -108,7 +108,7 @@ func streams(ctx context.Context, o options, f *field, r *report) error {
 	}
 	ways = append(ways, []struct{ name, base, model string }{{reverseProxy, f.reverse.base, "m"}, {"tenure, miss", f.tenure.base, "recruit/resume_parsing"}}...)
 	first, transit := make([][]time.Duration, len(ways)), make([][]time.Duration, len(ways))
-	for round := range max(o.requests/12, 10) {
+	for round := range max(o.requests/3, 10) {
 		for i, way := range ways {
 			var seen bool
 			start := time.Now()
