@@ -19,8 +19,8 @@ type CARP struct {
 	Theta       float64 // share of the price asked while all victims are idle
 	ThetaPaused float64 // while one's next request is likely at once
 	ThetaBusy   float64 // and while one has work
-	Eta         float64 // seconds of load charged for every other waiting request
-	Kappa       float64 // request-seconds that any swap costs on top
+	Eta         float64 // loads charged for every other waiting request
+	Kappa       float64 // loads that any swap costs on top
 	Patient     bool    // an idle GPU is no reason to swap at once
 
 	BatchMaxWait time.Duration // a model with batch work makes progress within this
@@ -47,7 +47,7 @@ func Latency() CARP {
 // Balanced trades a little wait for fewer swaps.
 func Balanced() CARP {
 	c := Latency()
-	c.Kappa = 5
+	c.Kappa = 2.5
 	return c
 }
 
@@ -55,7 +55,7 @@ func Balanced() CARP {
 // percentile; its mean wait is higher under light load.
 func Economy() CARP {
 	c := Latency()
-	c.Kappa, c.Patient = 10, true
+	c.Kappa, c.Patient = 5, true
 	return c
 }
 
@@ -183,7 +183,7 @@ func (p CARP) worthwhile(v *View) (best Plan, wake time.Time) {
 		case batch && !p.Greedy && p.runway(v) > 1.25*p.load(s)+.5:
 			continue // what is resident still keeps the GPU busy: the next release asks again
 		default:
-			price += p.Kappa + p.Eta*p.load(s)*p.others(v, x)
+			price += p.load(s) * (p.Kappa + p.Eta*p.others(v, x))
 		}
 		rent, slope := p.rent(v, x), p.weight(s, Interactive)+p.weight(s, Batch)
 		if idle {

@@ -56,19 +56,22 @@ func TestIdleGPUSwapsAtOnce(t *testing.T) {
 }
 
 func TestPatientPresetWaits(t *testing.T) {
-	r, _, _, _, llama := desk(t, Economy())
-	asked := r.now
-	r.do(t, r.ask(llama, Interactive))
-	if len(r.unloading) != 0 {
-		t.Fatal("economy swapped for a single fresh request")
-	}
-	r.until(t, asked.Add(9*time.Second))
-	if len(r.unloading) != 0 {
-		t.Errorf("economy swapped before the rent reached Kappa")
-	}
-	r.until(t, asked.Add(20*time.Second))
-	if len(r.unloading) != 1 {
-		t.Errorf("no swap after 20 s: Kappa is 10 request-seconds")
+	for _, load := range []time.Duration{200 * time.Millisecond, 2 * time.Second, 5 * time.Second} { // whatever the disk
+		r, _, _, _, llama := desk(t, Economy())
+		llama.LoadTime = load
+		asked := r.now
+		r.do(t, r.ask(llama, Interactive))
+		if len(r.unloading) != 0 {
+			t.Fatal("economy swapped for a single fresh request")
+		}
+		r.until(t, asked.Add(49*load/10))
+		if len(r.unloading) != 0 {
+			t.Errorf("a load of %v: economy swapped before the rent reached Kappa", load)
+		}
+		r.until(t, asked.Add(6*load))
+		if len(r.unloading) != 1 {
+			t.Errorf("a load of %v: no swap after six, Kappa is five", load)
+		}
 	}
 }
 
@@ -76,7 +79,7 @@ func TestPatiencePutsNoBatchOff(t *testing.T) {
 	r, _, _, _, llama := desk(t, Economy())
 	asked := r.now
 	r.do(t, r.ask(llama, Batch))
-	r.until(t, asked.Add(20*time.Second))
+	r.until(t, asked.Add(6*llama.LoadTime))
 	if len(r.unloading) != 1 {
 		t.Errorf("a batch request waits on for an idle GPU")
 	}

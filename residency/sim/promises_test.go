@@ -221,7 +221,7 @@ func TestWaitBound(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		const line = 6
 		p := residency.Latency()
-		p.Theta, p.ThetaBusy, p.Eta, p.Kappa = rng.Float64(), 1+3*rng.Float64(), 2*rng.Float64(), 20*rng.Float64()
+		p.Theta, p.ThetaBusy, p.Eta, p.Kappa = rng.Float64(), 1+3*rng.Float64(), 2*rng.Float64(), 10*rng.Float64()
 		p.Patient = rng.IntN(2) == 0
 		s := Setup{
 			Workload: "gamma", Rho: .3 + 2*rng.Float64(), CV: 1 + 3*rng.Float64(), Requests: 1500, Seed: seed,
