@@ -49,6 +49,7 @@ type Book struct {
 	fx     Effects
 	count  Counters
 	closed bool
+	began  time.Time
 	from   time.Time // exposed time is counted from here
 	flows  map[string]workflow
 	linger int // seat whose linger was already told, -1: none
@@ -68,7 +69,7 @@ type move struct {
 // NewBook returns an empty book that starts at now.
 func NewBook(cfg Config, p Policy, now time.Time) *Book {
 	cfg = cfg.withDefaults()
-	b := &Book{cfg: cfg, policy: p, names: map[string]int{}, flows: map[string]workflow{}, free: -1, linger: -1, from: now, record: cfg.OnDecision != nil}
+	b := &Book{cfg: cfg, policy: p, names: map[string]int{}, flows: map[string]workflow{}, free: -1, linger: -1, began: now, from: now, record: cfg.OnDecision != nil}
 	b.ledger = newLedger(cfg)
 	b.move.load = -1
 	b.view.Now, b.view.IdleSince, b.view.MaxWait = now, now, cfg.MaxWait
@@ -603,7 +604,7 @@ func (b *Book) seat(m Model) int {
 	if !ok {
 		i = len(b.view.Seats)
 		b.names[m.Name] = i
-		b.view.Seats = append(b.view.Seats, Seat{Model: m, LoadTime: m.LoadTime})
+		b.view.Seats = append(b.view.Seats, Seat{Model: m, LoadTime: m.LoadTime, since: b.began})
 		for c := range b.view.Seats[i].Queue {
 			b.view.Seats[i].Queue[c].head, b.view.Seats[i].Queue[c].tail = -1, -1
 		}
@@ -648,7 +649,7 @@ func (b *Book) refuse(i int, err error) {
 // arrived learns from a request for seat i.
 func (b *Book) arrived(i int, c Class) {
 	s := &b.view.Seats[i]
-	s.rate[c] = s.Rate(b.view.Now, c) + 1.0/rateTau
+	s.rate[c] = s.decayed(b.view.Now, c) + 1/rateTau
 	s.rateAt[c] = b.view.Now
 	if !s.idleAt.IsZero() && s.Leases == 0 && s.Queued() == 1 {
 		learn(&s.Gap, min(b.view.Now.Sub(s.idleAt), gapLoads*s.LoadTime), gapMemory)

@@ -283,3 +283,27 @@ func TestPresets(t *testing.T) {
 		t.Error("the property tests do not cover every preset")
 	}
 }
+
+// A rate is right soon after the start, and a burst is none.
+func TestRateFromTheStart(t *testing.T) {
+	phi, deepseek, _, _ := catalog()
+	r := newRig(Config{Budget: 20 * GiB}, Latency(), nil)
+	rate := func(m Model) float64 { return r.b.view.Seats[r.b.names[m.Name]].Rate(r.now, Interactive) }
+	for range 10 {
+		r.do(t, r.ask(deepseek, Interactive))
+	}
+	if got := rate(deepseek); got > 1 {
+		t.Errorf("%.2f requests a second after ten at once", got)
+	}
+	for second := range 200 {
+		r.now = r.now.Add(time.Second)
+		r.do(t, r.ask(phi, Interactive))
+		if got := rate(phi); second >= 15 && (got < .9 || got > 1.1) {
+			t.Fatalf("%.2f requests a second after %d s of one a second", got, second)
+		}
+	}
+	r.now = r.now.Add(10 * time.Minute)
+	if got := rate(phi); got > 1e-3 {
+		t.Errorf("%.4f requests a second after ten minutes without any", got)
+	}
+}

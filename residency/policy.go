@@ -208,8 +208,11 @@ func (s *Seat) quiet(now time.Time) time.Duration {
 	return time.Duration(max(d, 1) * float64(time.Second))
 }
 
-// rates is the recent arrival rate of both classes.
-func (s *Seat) rates(now time.Time) float64 { return s.Rate(now, Interactive) + s.Rate(now, Batch) }
+// rates is what is left of the arrival rates of both classes: a claim to a seat
+// fades with the time since the last request, however long the book has run.
+func (s *Seat) rates(now time.Time) float64 {
+	return s.decayed(now, Interactive) + s.decayed(now, Batch)
+}
 
 // lower reports whether an idle model y has a lower claim to stay than wanted x
 // has to return.

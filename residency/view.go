@@ -46,7 +46,8 @@ type Seat struct {
 	Gap      time.Duration // mean time from falling idle to the next request; 0: not known
 	NextUse  time.Time     // when a declared workflow will ask for it; zero: not declared
 
-	rate     [classes]float64 // requests per second, decayed to rateAt
+	since    time.Time        // the book's beginning
+	rate     [classes]float64 // requests, weighted by age as of rateAt, over rateTau
 	rateAt   [classes]time.Time
 	failures int
 	epoch    uint32 // counts losses, tells orphans apart
@@ -65,7 +66,7 @@ type Queue struct {
 	sum        int64     // microseconds from base to each waiter's start of rent
 }
 
-const rateTau = 60 // seconds over which arrival rates are averaged
+const rateTau = 60.0 // seconds over which arrival rates are averaged
 
 // Rent is what the line has waited since the model was last resident, in
 // request-seconds.
@@ -76,11 +77,20 @@ func (q *Queue) Rent(now time.Time) float64 {
 	return float64(q.Len)*now.Sub(q.base).Seconds() - float64(q.sum)/1e6
 }
 
-// Rate is the recent arrival rate of a class in requests per second.
+// Rate is the recent arrival rate of a class in requests per second. The mean
+// is over the time there was to count in: soon after a start it would otherwise
+// be far too low, and swaps too cheap.
 func (s *Seat) Rate(now time.Time, c Class) float64 {
 	if s.rate[c] == 0 {
 		return 0
 	}
+	counted := max(now.Sub(s.since).Seconds(), rateTau/4)
+	return -s.decayed(now, c) / math.Expm1(-counted/rateTau)
+}
+
+// decayed is the exponentially weighted count of a class's requests, over
+// rateTau.
+func (s *Seat) decayed(now time.Time, c Class) float64 {
 	return s.rate[c] * math.Exp(-now.Sub(s.rateAt[c]).Seconds()/rateTau)
 }
 
