@@ -39,7 +39,7 @@ type CARP struct {
 // Latency is CARP for the shortest wait.
 func Latency() CARP {
 	return CARP{
-		Theta: .5, ThetaPaused: .6, ThetaBusy: 2, Eta: 1, BatchMaxWait: 15 * time.Minute, BatchWeight: .02, BatchCap: 1,
+		Theta: .5, ThetaPaused: .65, ThetaBusy: 2, Eta: 1, BatchMaxWait: 15 * time.Minute, BatchWeight: .02, BatchCap: 1,
 		Quantum: 20 * time.Second, LingerMax: 5 * time.Second, Beta: .25,
 	}
 }
@@ -384,7 +384,7 @@ func (p CARP) pausing(s *Seat) time.Time {
 func (p CARP) hot(s *Seat) bool { return s.Gap > 0 && s.Gap < p.lingerMost(s) }
 
 // lingerMost is a load, or as long as nobody minds waiting where loads are
-// quicker: unloading, which is not in it, then takes the longer part of a swap.
+// quicker: the next one may take far longer than what was learnt.
 func (p CARP) lingerMost(s *Seat) time.Duration {
 	return min(max(s.LoadTime, 300*time.Millisecond), p.LingerMax)
 }
