@@ -29,6 +29,7 @@ const (
 	through  = "tenure"
 	told     = "tenure, told"  // which workflow it is (Tenure-Workflow)
 	equal    = "tenure, no T0" // every model may leave, as under Ollama
+	balanced = "tenure, balanced"
 )
 
 // Models of the catalog by their names.
@@ -144,6 +145,10 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 	if err != nil {
 		return nil, err
 	}
+	preset := "latency"
+	if way == balanced {
+		preset = "balanced"
+	}
 	log, err := os.Create(name + "-tenure.log")
 	if err != nil {
 		return nil, err
@@ -151,7 +156,7 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 	defer log.Close() // the process has its own
 	at.tenure, err = spawn.Tenure(g.tenure, log, append([]string{
 		"OLLAMA_HOST=" + at.ollama.URL().Host, "MAX_CONCURRENT_MODELS=" + strconv.Itoa(s.seats), "TENURE_CATALOG=" + catalog,
-		"TENURE_MAX_WAIT=3s", "TENURE_LEDGER=none", "TENURE_NVML=false",
+		"TENURE_MAX_WAIT=3s", "TENURE_LEDGER=none", "TENURE_NVML=false", "TENURE_POLICY=" + preset,
 	}, s.settings...)...)
 	if err != nil {
 		return nil, err

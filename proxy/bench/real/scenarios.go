@@ -16,7 +16,7 @@ type scenario struct {
 	seats    int      // models in memory at once, Ollama's limit and tenure's
 	flat     bool     // no T0 and no T1
 	workflow bool     // tenure can be told which one
-	equal    bool     // a seat that T0 keeps makes a difference: see what it is without
+	paging   bool     // more models than seats: see also what the seat that T0 keeps costs, and what the other preset does
 	models   []string // that are asked
 	start    []string // in memory at the start; nil: whatever the warm-up left
 	settings []string // of tenure
@@ -30,8 +30,8 @@ func (s *scenario) ways() []string {
 	if s.workflow {
 		list = append(list, told)
 	}
-	if s.equal {
-		list = append(list, equal)
+	if s.paging {
+		list = append(list, equal, balanced)
 	}
 	return list
 }
@@ -122,11 +122,11 @@ func scenarios(short bool) []scenario {
 			},
 		},
 		{
-			name: "S1s", what: "three seats; four clients, each with its own model", seats: 3, equal: true, models: everyModel(), start: kept(),
+			name: "S1s", what: "three seats; four clients, each with its own model", seats: 3, paging: true, models: everyModel(), start: kept(),
 			run: loyal(size(56), 20*time.Millisecond, everyModel()...), judge: fewerLoadsSameP95,
 		},
 		{
-			name: "S2", what: "three seats; the five tasks at random, Poisson arrivals, 2.5 a second", seats: 3, equal: true, models: everyModel(), start: kept(),
+			name: "S2", what: "three seats; the five tasks at random, Poisson arrivals, 2.5 a second", seats: 3, paging: true, models: everyModel(), start: kept(),
 			run: poisson(size(80), 2.5), judge: fewerLoadsSameP95,
 		},
 		{
