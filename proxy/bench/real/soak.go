@@ -337,7 +337,7 @@ func (k *soaker) rest(ctx context.Context) {
 func (k *soaker) close(ctx context.Context, before soakSample) error {
 	k.rest(ctx)
 	var after soakSample
-	for range 10 { // idle connections to Ollama are kept for a while
+	for range 10 { // what was cancelled last ends in its own time
 		var err error
 		if after, err = k.sample(ctx); err != nil {
 			return err
@@ -387,7 +387,7 @@ func (k *soaker) close(ctx context.Context, before soakSample) error {
 }
 
 const (
-	restGoroutines = 8   // more at the end than at the start: connections that are still kept
+	restGoroutines = 16  // more at the end than at the start: the cache keeps as many that are idle
 	flatRatio      = 1.2 // of resident memory, for what a collector leaves behind
 	flatMiB        = 4
 )
