@@ -9,10 +9,11 @@
 //	go run ./proxy/bench -tenure bin/tenure -soak
 //
 // Ratios decide: machines are shared and noisy. The targets take turns, request
-// by request, so that noise meets all of them alike; what is added by a hop is
-// its quantile less that of the direct way. With -soak it measures what tenure
-// holds instead: memory and goroutines, at rest, with a thousand open streams
-// and over a million requests.
+// by request and in an order drawn for each round, so that noise, and what the
+// one before has left of the caches, meet all of them alike; what is added by a
+// hop is its quantile less that of the direct way. With -soak it measures what
+// tenure holds instead: memory and goroutines, at rest, with a thousand open
+// streams and over a million requests.
 package main
 
 import (

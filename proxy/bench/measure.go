@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,7 +75,8 @@ func latencies(ctx context.Context, o options, f *field, r *report) error {
 		took := make([][]time.Duration, len(all))
 		cpu := make([]time.Duration, len(all))
 		for round := range n + n/10 { // the first tenth warms up
-			for i, c := range all {
+			for _, i := range rand.Perm(len(all)) { // whom one comes after makes a difference
+				c := all[i]
 				question := c.ask(size)
 				before := cpuOf(c.pid)
 				d, err := f.ask(ctx, c.base, question, nil)
@@ -109,7 +111,8 @@ func streams(ctx context.Context, o options, f *field, r *report) error {
 	ways = append(ways, []struct{ name, base, model string }{{reverseProxy, f.reverse.base, "m"}, {"tenure, miss", f.tenure.base, "recruit/resume_parsing"}}...)
 	first, transit := make([][]time.Duration, len(ways)), make([][]time.Duration, len(ways))
 	for round := range max(o.requests/3, 10) {
-		for i, way := range ways {
+		for _, i := range rand.Perm(len(ways)) {
+			way := ways[i]
 			var seen bool
 			start := time.Now()
 			_, err := f.ask(ctx, way.base, body(10<<10, way.model, fresh.next(), true), func(p []byte) {
