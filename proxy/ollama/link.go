@@ -81,8 +81,12 @@ func (l *link) connect(ctx context.Context) (*conn, error) {
 func (l *link) send(ctx context.Context, method, path string, document []byte) (*http.Response, error) {
 	if c := l.take(); c != nil {
 		resp, err := l.exchange(ctx, c, method, path, document)
-		if err == nil || ctx.Err() != nil {
+		idled := err == nil && resp.StatusCode == http.StatusRequestTimeout // as some servers say to who asked nothing
+		if err == nil && !idled || ctx.Err() != nil {
 			return resp, err
+		}
+		if idled {
+			_ = resp.Body.Close() // it is of no use
 		}
 		// A kept connection that turns out to be dead says nothing of the server,
 		// but all of the others. Whatever is asked here may be asked again.

@@ -1,6 +1,7 @@
 package ollama
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -112,6 +114,49 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 				t.Errorf("%d connections, want %d", made.Load(), tt.want)
 			}
 		})
+	}
+}
+
+// What a server says to a connection for being idle is no answer to what is
+// asked next.
+func TestIdleConnectionTimedOut(t *testing.T) {
+	var l net.ListenConfig
+	at, err := l.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	defer at.Close()
+	c := New(&url.URL{Scheme: "http", Host: at.Addr().String()}, Config{})
+	defer c.Close()
+	said := make(chan struct{})
+	serving.Go(func() {
+		for i := range 2 {
+			conn, err := at.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
+				t.Error(err)
+			}
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"version\":\"1\"}")
+			if i == 0 {
+				<-said // the answer was read
+				_, _ = io.WriteString(conn, "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+				said <- struct{}{}
+			}
+			_ = conn.Close()
+		}
+	})
+	if _, err := c.Version(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	said <- struct{}{}
+	<-said
+	if _, err := c.Version(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
