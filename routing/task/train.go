@@ -11,11 +11,21 @@ import (
 // Sample is one labelled request to learn from.
 type Sample struct {
 	Input
-	Label string // a task, or Defer
-	Asks  []Span // the asked bytes of the newest user message; nil if not known
-	Fold  int    // 0 or 1: which half of the documents it was composed with
-	Plain bool   // the ask is as it was written: not misspelt, not joined with another
+	Label  string // a task, or Defer
+	Asks   []Span // the asked bytes of the newest user message; nil if not known
+	Fold   int    // 0 or 1: which half of the documents it was composed with
+	Plain  bool   // the ask is as it was written: not misspelt, not joined with another
+	Lesson Lesson
 }
+
+// Lesson is what is learned from a sample.
+type Lesson uint8
+
+const (
+	Everything Lesson = iota
+	CutOnly           // which lines are asked, not what for: its document carries orders
+	ScoreOnly         // what is asked, not which lines: it holds examples that look like documents
+)
 
 // Text is a labelled text: a system prompt with the task it states (or Defer
 // for none or several), or a document with its kind.
@@ -133,9 +143,9 @@ func train(c Corpus) (*Detector, error) {
 		systems = append(systems, s.feat.row(k))
 	}
 
-	for n, x := range c.Samples {
+	for _, x := range c.Samples {
 		m, ok := newest(x.Input)
-		if !ok || x.Asks == nil || n%2 > 0 { // every other is enough
+		if !ok || x.Asks == nil || x.Lesson == ScoreOnly {
 			continue
 		}
 		text := x.Messages[m].Text
@@ -170,7 +180,7 @@ func train(c Corpus) (*Detector, error) {
 	defer func() { d.w.doc = whole }()
 	for _, x := range c.Samples {
 		m, ok := newest(x.Input)
-		if !ok {
+		if !ok || x.Lesson == CutOnly {
 			continue
 		}
 		d.w.doc = half[x.Fold&1]

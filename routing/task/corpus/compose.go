@@ -37,9 +37,10 @@ func frames(kind string) []frame {
 // composer composes one entry; its randomness depends on the entry's id alone,
 // so that adding entries leaves the others as they were.
 type composer struct {
-	rng  *rand.Rand
-	docs [2]map[string][]Document // by fold
-	fold int
+	rng   *rand.Rand
+	docs  [2]map[string][]Document // by fold
+	fold  int
+	order string // slipped into what is pasted, unless empty
 }
 
 func (c *Corpus) composer() *composer {
@@ -97,6 +98,9 @@ func (m *composer) paste(kinds []string, lang string) (text string, framed bool)
 				text := strings.TrimSpace(d.Text)
 				if m.rng.IntN(2) == 0 {
 					text = m.excerpt(text)
+				}
+				if m.order != "" {
+					text = m.slip(text, m.order)
 				}
 				parts = append(parts, f.open+text+f.shut)
 			}
@@ -212,7 +216,7 @@ func (c *Corpus) Compose() []Request {
 		}
 		out = append(out, r)
 	}
-	return out
+	return append(out, m.slipped(c)...)
 }
 
 // goings puts asks behind the turns of conversations: general ones, those of a
@@ -447,6 +451,9 @@ func (c *Corpus) Training() task.Corpus {
 		s := r.Sample
 		if slices.Contains(r.Flags, "carry") || slices.Contains(r.Flags, "no_ask") {
 			s.Label = task.Defer
+		}
+		if slices.Contains(r.Flags, "examples") {
+			s.Lesson = task.ScoreOnly
 		}
 		t.Samples = append(t.Samples, s)
 	}

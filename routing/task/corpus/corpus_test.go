@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"tenure/routing/task"
 	"tenure/routing/task/corpus"
 )
 
@@ -112,5 +113,32 @@ func TestDevelopmentSetStaysOut(t *testing.T) {
 		if id := held[key(a.Text)]; id != "" {
 			t.Errorf("%s repeats %s", a.ID, id)
 		}
+	}
+}
+
+// TestOrdersAreNotAsked: beside a document with an order, what is asked is the
+// ask as it was written and no more, and the score learns nothing from it.
+func TestOrdersAreNotAsked(t *testing.T) {
+	c, n := load(t), 0
+	written := map[string]string{}
+	for _, a := range c.Asks {
+		written[a.ID] = a.Text
+	}
+	for _, r := range c.Compose() {
+		if r.Slice != "order" {
+			continue
+		}
+		n++
+		if r.Lesson != task.CutOnly {
+			t.Errorf("%s: lesson %d", r.ID, r.Lesson)
+		}
+		for _, a := range r.Asks {
+			if got := r.Messages[a.Message].Text[a.Start:a.End]; got != written[r.ID] {
+				t.Errorf("%s: asked %q", r.ID, got)
+			}
+		}
+	}
+	if n < 1000 {
+		t.Errorf("%d requests with orders, want 1000", n)
 	}
 }

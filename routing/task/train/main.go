@@ -117,7 +117,7 @@ func crossed(out io.Writer, c *corpus.Corpus, items []eval.Item) error {
 func requests(c *corpus.Corpus) []eval.Item {
 	var items []eval.Item
 	for _, r := range c.Compose() {
-		if r.Label == task.Defer {
+		if r.Label == task.Defer || r.Lesson == task.CutOnly {
 			continue
 		}
 		it := eval.Item{ID: r.ID, Label: r.Label, Slice: r.Slice, Lang: r.Lang, Input: r.Input}
