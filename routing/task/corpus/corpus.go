@@ -20,6 +20,7 @@ import (
 )
 
 // Ask is one thing a person may ask, and the kinds of document it goes with.
+// One flagged examples teaches what is asked, not which lines are.
 type Ask struct {
 	ID, Text, Label, Lang, Style string
 	Docs, Flags                  []string
