@@ -16,12 +16,12 @@ import (
 // A zero field is a zero, not a default: start from Latency, Balanced or
 // Economy.
 type CARP struct {
-	Theta       float64 // share of the price asked while all victims are idle
-	ThetaPaused float64 // while one's next request is likely at once
-	ThetaBusy   float64 // and while one has work
-	Eta         float64 // loads charged for every other waiting request
-	Kappa       float64 // loads that any swap costs on top
-	Patient     bool    // an idle GPU is no reason to swap at once
+	Theta     float64 // share of the price asked while all victims are idle
+	ThetaBusy float64 // while one has work
+	ThetaHot  float64 // while somebody talks to one: its next request is likely at once
+	Eta       float64 // loads charged for every other waiting request
+	Kappa     float64 // loads that any swap costs on top
+	Patient   bool    // an idle GPU is no reason to swap at once
 
 	BatchMaxWait time.Duration // a model with batch work makes progress within this
 	BatchWeight  float64       // of a batch request against an interactive one
@@ -39,7 +39,7 @@ type CARP struct {
 // Latency is CARP for the shortest wait.
 func Latency() CARP {
 	return CARP{
-		Theta: .5, ThetaPaused: .65, ThetaBusy: 2, Eta: 1, BatchMaxWait: 15 * time.Minute, BatchWeight: .02, BatchCap: 1,
+		Theta: .5, ThetaBusy: 2, ThetaHot: 20, Eta: 1, BatchMaxWait: 15 * time.Minute, BatchWeight: .02, BatchCap: 1,
 		Quantum: 20 * time.Second, LingerMax: 5 * time.Second, Beta: .25,
 	}
 }
@@ -213,7 +213,7 @@ func (p CARP) victims(v *View, x int, interactive bool) (set []int, cost float64
 	const most = 12 // 2^12 subsets; more residents than that do not share one GPU
 	var who [most]int
 	var harm [most]float64
-	var busy, paused uint
+	var busy, hot uint
 	n := 0
 	if v.fits(x, 0, 0) {
 		return nil, 0, true
@@ -222,10 +222,10 @@ func (p CARP) victims(v *View, x int, interactive bool) (set []int, cost float64
 		if n < most && v.evictable(i) && !p.protected(v, i, interactive) {
 			who[n], harm[n] = i, p.harm(v, x, i)
 			switch s := &v.Seats[i]; {
+			case v.Now.Before(p.pausing(s)), !s.Idle() && p.hot(s):
+				hot |= 1 << n
 			case !s.Idle():
 				busy |= 1 << n
-			case v.Now.Before(p.pausing(s)):
-				paused |= 1 << n
 			}
 			n++
 		}
@@ -243,10 +243,10 @@ func (p CARP) victims(v *View, x int, interactive bool) (set []int, cost float64
 			continue
 		}
 		switch {
+		case mask&hot != 0:
+			sum *= p.ThetaHot
 		case mask&busy != 0:
 			sum *= p.ThetaBusy
-		case mask&paused != 0:
-			sum *= p.ThetaPaused
 		default:
 			sum *= p.Theta
 		}

@@ -156,7 +156,7 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 	defer log.Close() // the process has its own
 	at.tenure, err = spawn.Tenure(g.tenure, log, append([]string{
 		"OLLAMA_HOST=" + at.ollama.URL().Host, "MAX_CONCURRENT_MODELS=" + strconv.Itoa(s.seats), "TENURE_CATALOG=" + catalog,
-		"TENURE_MAX_WAIT=3s", "TENURE_LEDGER=none", "TENURE_NVML=false", "TENURE_POLICY=" + preset,
+		"TENURE_MAX_WAIT=4s", "TENURE_LEDGER=none", "TENURE_NVML=false", "TENURE_POLICY=" + preset,
 	}, s.settings...)...)
 	if err != nil {
 		return nil, err

@@ -131,7 +131,7 @@ func scenarios(short bool) []scenario {
 		},
 		{
 			name: "S3", what: "three seats hogged by two clients each; one request for the fourth model after 2 s", seats: 3, models: everyModel(), start: kept(),
-			run: hog(size(20)), judge: judgeHog,
+			settings: []string{"TENURE_MAX_WAIT=" + hogMaxWait.String()}, run: hog(size(20)), judge: judgeHog,
 		},
 		{
 			name: "S4", what: "three seats; 60 requests at once for the absent model", seats: 3, models: everyModel(), start: kept(),
