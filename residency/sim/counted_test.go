@@ -9,11 +9,17 @@ import (
 	"tenure/residency"
 )
 
+// memory is what there is room for: the head to head counts three seats; a
+// card counts bytes, of which the small model takes few.
+type memory struct {
+	budget residency.Bytes
+	models int
+}
+
 // counted plays S1s (four loyal clients) or S2 (the five tasks, Poisson) of
-// the head to head on a real Ollama: its requests, three counted seats, and
-// times as measured there. Waits are in real seconds. flat: every model may
-// leave. No policy: Ollama.
-func counted(t *testing.T, loyal, flat bool, seed uint64, p residency.Policy) (loads, p95 float64) {
+// the head to head on a real Ollama: its requests, and times as measured there.
+// Waits are in real seconds. flat: every model may leave. No policy: Ollama.
+func counted(t *testing.T, loyal, flat bool, card memory, seed uint64, p residency.Policy) (loads, p95 float64) {
 	t.Helper()
 	src := &source{}
 	const (
@@ -72,7 +78,7 @@ func counted(t *testing.T, loyal, flat bool, seed uint64, p residency.Policy) (l
 		}
 	}
 	s := Setup{
-		Slots: 1, MaxWait: 4 * time.Second, Budget: 40 * residency.GiB, policy: p,
+		Slots: 1, MaxWait: 4 * time.Second, Budget: card.budget, maxModels: card.models, policy: p,
 		order: []int{deepseek, phi, mistral, llama}, // by the generated models' digests
 	}.WithDefaults()
 	e := newEngine(Physics{Beta: .25, Gamma: 1, LoadSlow: .05, Unload: 13 * time.Millisecond}, models, s.Budget, src)
@@ -118,9 +124,10 @@ func counted(t *testing.T, loyal, flat bool, seed uint64, p residency.Policy) (l
 // lists of requests: how many loads buy what 95th percentile.
 func TestHeadToHead(t *testing.T) {
 	const lists = 200
+	card := memory{40 * residency.GiB, 3}
 	play := func(loyal, flat bool, p residency.Policy) (loads, p95 float64) {
 		for seed := range uint64(lists) {
-			l, w := counted(t, loyal, flat, seed, p)
+			l, w := counted(t, loyal, flat, card, seed, p)
 			loads += l / lists
 			p95 += w / lists
 		}
@@ -159,5 +166,15 @@ func TestHeadToHead(t *testing.T) {
 		p := residency.Latency()
 		c.change(&p)
 		show(c.name, false, p)
+	}
+
+	card = memory{20 * residency.GiB, 4}
+	o1, v1, o2, v2 = show("by bytes: ollama", false, nil)
+	l1, w1, l2, w2 = show("by bytes: carp", false, residency.Latency())
+	if w1 > v1 || l1 > .6*o1 {
+		t.Errorf("S1s by bytes: %.1f loads and a p95 of %.2f s against %.1f and %.2f", l1, w1, o1, v1)
+	}
+	if w2 > 1.02*v2 || l2 > .8*o2 {
+		t.Errorf("S2 by bytes: %.1f loads and a p95 of %.2f s against %.1f and %.2f", l2, w2, o2, v2)
 	}
 }
