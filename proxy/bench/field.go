@@ -45,11 +45,7 @@ func startPair(ctx context.Context, tenure string) (f *field, err error) {
 			f.stop()
 		}
 	}()
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	if f.mock, err = f.start(exec.CommandContext(ctx, self, "-role", "mock"), `(\S+:\d+)`); err != nil {
+	if f.mock, err = f.startRole(ctx, "mock"); err != nil {
 		return nil, fmt.Errorf("mock: %w", err)
 	}
 	if err := f.startTenure(ctx, tenure); err != nil {
@@ -72,14 +68,11 @@ func startField(ctx context.Context, tenure string) (*field, error) {
 
 // startOthers starts those that tenure is compared with.
 func (f *field) startOthers(ctx context.Context) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	if f.reverse, err = f.start(exec.CommandContext(ctx, self, "-role", "reverse", "-upstream", f.mock.base), `(\S+:\d+)`); err != nil {
+	var err error
+	if f.reverse, err = f.startRole(ctx, "reverse", "-upstream", f.mock.base); err != nil {
 		return fmt.Errorf("reverse proxy: %w", err)
 	}
-	if err := f.startGin(ctx, self); err != nil {
+	if err := f.startGin(ctx); err != nil {
 		return fmt.Errorf("gin: %w", err)
 	}
 	if path, lookErr := exec.LookPath("nginx"); lookErr == nil {
@@ -88,6 +81,25 @@ func (f *field) startOthers(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// startRole starts this program in a role, from a copy of its file: processes of
+// one file share its pages, and the client and the mock would keep the code of
+// a contestant of theirs in the processor's caches.
+func (f *field) startRole(ctx context.Context, role string, args ...string) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	program, err := os.ReadFile(self)
+	if err != nil {
+		return nil, err
+	}
+	own := filepath.Join(f.dir, role)
+	if err := os.WriteFile(own, program, 0o700); err != nil {
+		return nil, err
+	}
+	return f.start(exec.CommandContext(ctx, own, append([]string{"-role", role}, args...)...), `(\S+:\d+)`)
 }
 
 // start runs a program and reads its address from its output.
@@ -148,7 +160,7 @@ func (f *field) startTenure(ctx context.Context, binary string) (err error) {
 }
 
 // startGin starts a handler that answers with the bytes of a hit.
-func (f *field) startGin(ctx context.Context, self string) error {
+func (f *field) startGin(ctx context.Context) error {
 	var answer []byte
 	for range 2 {
 		answer = answer[:0]
@@ -161,7 +173,7 @@ func (f *field) startGin(ctx context.Context, self string) error {
 		return err
 	}
 	var err error
-	f.gin, err = f.start(exec.CommandContext(ctx, self, "-role", "gin", "-answer", file), `(\S+:\d+)`)
+	f.gin, err = f.startRole(ctx, "gin", "-answer", file)
 	return err
 }
 
