@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
@@ -23,7 +25,6 @@ import (
 	"tenure/routing"
 
 	"github.com/gin-gonic/gin"
-	"github.com/google/uuid"
 )
 
 // Key is the hash of a key that a client may present. What the key was cannot
@@ -177,7 +178,9 @@ func requestID(h http.Header) string {
 
 // newID returns a prefix and 32 random digits.
 func newID(prefix string) string {
-	id := uuid.New()
+	var id [16]byte
+	binary.NativeEndian.PutUint64(id[:], rand.Uint64())
+	binary.NativeEndian.PutUint64(id[8:], rand.Uint64())
 	return string(hex.AppendEncode(append(make([]byte, 0, 40), prefix...), id[:]))
 }
 
