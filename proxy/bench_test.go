@@ -124,8 +124,8 @@ func TestAllocationsOfTheHop(t *testing.T) {
 		most float64
 		ask  func()
 	}{
-		{"hit", 79, func() { ask10K(t, h, "same") }},
-		{"miss", 186, func() { n++; ask10K(t, h, strconv.Itoa(n)) }},
+		{"hit", 68, func() { ask10K(t, h, "same") }},
+		{"miss", 183, func() { n++; ask10K(t, h, strconv.Itoa(n)) }},
 	} {
 		c.ask() // connected, and kept
 		if got := testing.AllocsPerRun(200, c.ask); got > c.most {

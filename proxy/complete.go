@@ -94,9 +94,6 @@ func (s *Server) answer(x *exchange, ep endpoint, request ask, d routing.Decisio
 			},
 		}
 		x.model = candidate.Name
-		if job.work, err = request.work(job.params); err != nil {
-			return nil, err
-		}
 		reader, outcome, age := s.cache.Do(s.cacheRequest(x, ep, &job, candidate.Digest, control), s.fill(&job))
 		x.outcome, x.cached = outcome, true
 		x.present(request, candidate.Digest, slices.Concat(request.IgnoredFor(job.params), unheeded), age)
@@ -154,7 +151,6 @@ type job struct {
 	class    residency.Class
 	params   wire.Params
 	decision *routing.Decision
-	work     work
 	timeouts routing.Timeouts
 	ttl      time.Duration // how long the answer may be kept
 }
@@ -203,17 +199,21 @@ func (a *admission) seat() string {
 // no other effect than itself.
 func (s *Server) fill(j *job) cache.Fill {
 	return func(ctx context.Context, rec *cache.Recording) (time.Duration, error) {
-		ttl, err := s.try(ctx, rec, j)
+		work, err := j.request.work(j.params)
+		if err != nil {
+			return 0, err
+		}
+		ttl, err := s.try(ctx, rec, j, work)
 		if err == nil || rec.Begun() || !diedFirst(err) || ctx.Err() != nil {
 			return ttl, err
 		}
 		s.metrics.again.WithLabelValues(j.model.Name).Inc()
-		return s.try(ctx, rec, j)
+		return s.try(ctx, rec, j, work)
 	}
 }
 
 // try is one try: a seat, the model's stream, the seat given back.
-func (s *Server) try(ctx context.Context, rec *cache.Recording, j *job) (time.Duration, error) {
+func (s *Server) try(ctx context.Context, rec *cache.Recording, j *job, work work) (time.Duration, error) {
 	name := j.model.Name
 	if err := s.breakers.refused(name); err != nil {
 		return 0, err
@@ -242,7 +242,7 @@ func (s *Server) try(ctx context.Context, rec *cache.Recording, j *job) (time.Du
 	}
 	ctx = ollama.WithLimits(ctx, ollama.Limits{First: j.timeouts.FirstByte, Idle: j.timeouts.Idle})
 	meter := meter{began: time.Now()}
-	whole, err := j.work(ctx, s.ollama, rec, &meter)
+	whole, err := work(ctx, s.ollama, rec, &meter)
 	verdict = err
 	if err != nil {
 		s.runnerLost(name, meter.began, err)
