@@ -41,7 +41,7 @@ type config struct {
 
 	Optimize  bool    `env:"A5000_OPTIMIZATION" envDefault:"true" allowed:"true or false" doc:"manage which models are resident; false: forward at once, manage nothing"`
 	MaxModels int     `env:"MAX_CONCURRENT_MODELS" envDefault:"3" allowed:"1 to 64" doc:"resident models at once; Ollama's own limit is 3 a GPU unless OLLAMA_MAX_LOADED_MODELS is set"`
-	Memory    float64 `env:"MEMORY_THRESHOLD" envDefault:"20" allowed:"GiB, 1 to 1024" doc:"GPU memory that models may take: 24 of an A5000, less 4 for the system"`
+	Memory    float64 `env:"MEMORY_THRESHOLD" envDefault:"20" allowed:"GiB, up to 1024" doc:"GPU memory that models may take: 24 of an A5000, less 4 for the system"`
 	NVML      string  `env:"TENURE_NVML" envDefault:"auto" allowed:"auto, true or false" doc:"read the GPU's own figures, so that other processes' memory is left alone; auto: when Ollama runs on this machine"`
 	Ledger    string  `env:"TENURE_LEDGER" allowed:"a file, or none" doc:"where the sizes that models were measured with are kept across restarts; unset: tenure/ledger.json in the user's cache folder"`
 	Preload   bool    `env:"PRELOAD_RECRUITMENT_MODELS" envDefault:"true" allowed:"true or false" doc:"load the T1 models at start, too; T0 is always loaded"`
@@ -207,7 +207,7 @@ func (c *config) check(environ map[string]string, unreadable map[string]bool) (w
 	within("BreakerFaults", 0 <= c.BreakerFaults && c.BreakerFaults <= 1000)
 	duration("BreakerPause", c.BreakerPause, time.Second, time.Hour)
 	within("MaxModels", 1 <= c.MaxModels && c.MaxModels <= 64)
-	within("Memory", 1 <= c.Memory && c.Memory <= 1024)
+	within("Memory", 0 < c.Memory && c.Memory <= 1024)
 	within("QueueLimit", 1 <= c.QueueLimit && c.QueueLimit <= 100_000)
 	within("QueueBytes", 1<<20 <= c.QueueBytes && c.QueueBytes <= 64<<30)
 	if !unreadable["QueueBytes"] && !unreadable["BodyLimit"] && c.QueueBytes < c.BodyLimit {
