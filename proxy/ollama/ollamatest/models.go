@@ -18,6 +18,7 @@ import (
 type generated struct {
 	name    string
 	context uint32 // as the real one was trained
+	window  uint32 // that it has where nobody asks for another; 0: the server's
 	extra   string // of its template
 	embeds  bool   // and does nothing else
 }
@@ -29,12 +30,16 @@ const (
 	Coder    = "coder"
 )
 
+// SmallContext is the one that phi3:mini has where nobody asks for another.
+const SmallContext = 2048
+
 // Names are the generated models that tenure's catalog has, as it calls them.
 func Names() []string { return []string{"phi3:mini", "deepseek-llm:7b", "mistral", "llama3"} }
 
 func catalog() []generated {
 	return []generated{
-		{name: "phi3:mini", context: 4096},
+		// Its smaller cache makes it the smallest in memory, as the real one is.
+		{name: "phi3:mini", context: 4096, window: SmallContext},
 		{name: "deepseek-llm:7b", context: 4096},
 		// A template that knows tools is what makes Ollama accept them.
 		{name: "mistral", context: 32768, extra: "{{ if .Tools }}[AVAILABLE_TOOLS] {{ .Tools }}[/AVAILABLE_TOOLS]\n{{ end }}"},
@@ -48,6 +53,10 @@ func catalog() []generated {
 // several runners fight for a small machine's cores; and a repeat penalty,
 // because Ollama gives up, without "done":true, after 30 equal tokens.
 func (g generated) modelfile(weights string) string {
+	var parameters string
+	if g.window > 0 {
+		parameters = fmt.Sprintf("PARAMETER num_ctx %d\n", g.window)
+	}
 	return `FROM ` + weights + `
 TEMPLATE """` + g.extra + `{{ range .Messages }}{{ .Role }}: {{ .Content }}
 {{ end }}assistant:<|start|>"""
@@ -55,7 +64,7 @@ PARAMETER num_thread 1
 PARAMETER num_predict 32
 PARAMETER repeat_penalty 2.0
 PARAMETER repeat_last_n 64
-`
+` + parameters
 }
 
 // Root is the top of the repository that the working directory is in.

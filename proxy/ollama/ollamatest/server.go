@@ -27,17 +27,22 @@ type Config struct {
 	// CPUs are the cores that the server and its runners may use, as taskset
 	// names them; "" means all.
 	CPUs string
+	// Cgroup is a folder that the server sees as /sys/fs/cgroup, where it reads
+	// how much memory it has; "" means the real one. It takes a Linux that lets
+	// its users have namespaces.
+	Cgroup string
 }
 
 // Server is a running Ollama. Its methods are not for concurrent use.
 type Server struct {
-	bin  string
-	cpus string
-	addr string
-	log  string
-	env  []string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
+	bin    string
+	cpus   string
+	cgroup string
+	addr   string
+	log    string
+	env    []string
+	cmd    *exec.Cmd
+	done   chan struct{} // closed when the process has ended
 }
 
 // Start runs a server with the models of Prepare on a free port of the
@@ -64,7 +69,7 @@ func start(ctx context.Context, root string, cfg Config, models string) (*Server
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
-	s := &Server{bin: bin, cpus: cfg.CPUs, addr: addr, log: cfg.Log, env: append([]string{
+	s := &Server{bin: bin, cpus: cfg.CPUs, cgroup: cfg.Cgroup, addr: addr, log: cfg.Log, env: append([]string{
 		"PATH=" + os.Getenv("PATH"),
 		"HOME=" + filepath.Join(cache(root), "home"), // it keeps a key there
 		"OLLAMA_HOST=" + addr,
@@ -88,11 +93,15 @@ func (s *Server) Restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()                    // the process has its own
-	s.cmd = exec.Command(s.bin, "serve") // it outlives ctx, which only bounds the start
+	defer log.Close() // the process has its own
+	command := []string{s.bin, "serve"}
 	if s.cpus != "" {
-		s.cmd = exec.Command("taskset", "-c", s.cpus, s.bin, "serve")
+		command = append([]string{"taskset", "-c", s.cpus}, command...)
 	}
+	if s.cgroup != "" {
+		command = append([]string{"unshare", "--map-root-user", "--mount", "sh", "-c", `mount --bind "$1" /sys/fs/cgroup && shift && exec "$@"`, "sh", s.cgroup}, command...)
+	}
+	s.cmd = exec.Command(command[0], command[1:]...) // it outlives ctx, which only bounds the start
 	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env, log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its runners join the group
 	if err := s.cmd.Start(); err != nil {
