@@ -42,7 +42,7 @@ func (q *question) body() ([]byte, error) {
 	type object = map[string]any
 	body := object{
 		"model": q.model, "messages": []object{{"role": "user", "content": q.text}}, "stream": !q.whole,
-		"temperature": .8, "seed": q.seed, "max_tokens": 4000,
+		"temperature": .8, "seed": q.seed, "max_tokens": 1500,
 	}
 	if q.items > 0 {
 		body["response_format"] = object{"type": "json_schema", "json_schema": object{"name": "lines", "strict": true, "schema": object{

@@ -40,8 +40,13 @@ const (
 	llama3   = "llama3"
 )
 
-// contextTokens is what every model is loaded with, both ways.
-const contextTokens = 4096
+// contextOf is what a model is loaded with, both ways.
+func contextOf(model string) int {
+	if model == phi3 {
+		return ollamatest.SmallContext
+	}
+	return 4096
+}
 
 // ground is where scenarios are played.
 type ground struct {
@@ -51,6 +56,7 @@ type ground struct {
 	texts  []string
 	client *http.Client
 	sites  int
+	sizes  map[string]residency.Bytes // of the models in memory, once measured
 }
 
 func newGround(o options) (*ground, error) {
@@ -84,6 +90,9 @@ func (g *ground) close() error {
 	return os.RemoveAll(g.dir)
 }
 
+// gib is a size as settings have it.
+func gib(size residency.Bytes) float64 { return float64(size) / float64(residency.GiB) }
+
 // text is a prompt that nobody has sent before.
 func (g *ground) text(name string, n int) string {
 	t := g.texts[n%len(g.texts)]
@@ -102,9 +111,13 @@ func (g *ground) catalog(flat bool) (string, error) {
 		text = regexp.MustCompile(pattern).ReplaceAll(text, []byte(with))
 	}
 	replace(`(?m)^    load: .*$`, "    load: 300ms")
-	replace(`(?m)^    num_ctx: .*$`, "    num_ctx: "+strconv.Itoa(contextTokens))
+	replace(`(?m)^    num_ctx: .*$`, "    num_ctx: "+strconv.Itoa(contextOf(llama3)))
+	replace(`(?ms)^(  `+phi3+`:.*?num_ctx:) \d+`, "${1} "+strconv.Itoa(contextOf(phi3)))
 	if flat {
 		replace(`(?m)^    tier: .*$`, "    tier: 2")
+	}
+	for name, size := range g.sizes {
+		replace(`(?ms)^(  `+name+`:.*?memory:) \S+`, fmt.Sprintf("${1} %.9f", gib(size)))
 	}
 	path := filepath.Join(g.dir, fmt.Sprintf("catalog-%t.yaml", flat))
 	return path, os.WriteFile(path, text, 0o600)
@@ -114,6 +127,7 @@ func (g *ground) catalog(flat bool) (string, error) {
 type site struct {
 	g      *ground
 	ollama *ollamatest.Server
+	card   *card // nil: models are counted
 	direct *ollama.Client
 	tenure *spawn.Process // nil: straight
 	base   string         // of the API
@@ -130,13 +144,22 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 			err = errors.Join(err, at.close())
 		}
 	}()
-	at.ollama, err = ollamatest.Start(ctx, g.root, ollamatest.Config{
-		Log: name + "-ollama.log", Env: []string{"OLLAMA_MAX_LOADED_MODELS=" + strconv.Itoa(s.seats)}, CPUs: g.cpus,
-	})
-	if err != nil {
+	settings := s.settings
+	cfg := ollamatest.Config{Log: name + "-ollama.log", Env: []string{"OLLAMA_MAX_LOADED_MODELS=" + strconv.Itoa(s.seats)}, CPUs: g.cpus}
+	if s.bytes {
+		if at.card, err = g.card(ctx, name+"-card"); err != nil {
+			return nil, err
+		}
+		cfg.Cgroup = at.card.dir
+		settings = append(slices.Clone(settings), fmt.Sprintf("MEMORY_THRESHOLD=%.9f", gib(at.card.size)))
+	}
+	if at.ollama, err = ollamatest.Start(ctx, g.root, cfg); err != nil {
 		return nil, err
 	}
 	at.direct = ollama.New(at.ollama.URL(), ollama.Config{})
+	if at.card != nil {
+		at.card.holds(at.direct)
+	}
 	at.base = at.ollama.URL().String()
 	if way == straight {
 		return at, nil
@@ -157,7 +180,7 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 	at.tenure, err = spawn.Tenure(g.tenure, log, append([]string{
 		"OLLAMA_HOST=" + at.ollama.URL().Host, "MAX_CONCURRENT_MODELS=" + strconv.Itoa(s.seats), "TENURE_CATALOG=" + catalog,
 		"TENURE_MAX_WAIT=4s", "TENURE_LEDGER=none", "TENURE_NVML=false", "TENURE_POLICY=" + preset,
-	}, s.settings...)...)
+	}, settings...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -165,16 +188,60 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 	return at, at.settle(ctx, func(st *proxy.State) bool { return st.Ollama.Reachable })
 }
 
+// card makes one that has room for the smallest model and two others, as the 20
+// GiB of the catalog have, and not for three of the others.
+func (g *ground) card(ctx context.Context, dir string) (*card, error) {
+	if g.sizes == nil {
+		var err error
+		if g.sizes, err = g.measure(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var others []residency.Bytes
+	for name, size := range g.sizes {
+		if name != phi3 {
+			others = append(others, size)
+		}
+	}
+	slices.Sort(others)
+	size := g.sizes[phi3] + others[1] + others[2] + 64<<10 // Ollama's estimates differ by less
+	if size >= others[0]+others[1]+others[2] {
+		return nil, fmt.Errorf("no card tells these sizes apart: %v", g.sizes)
+	}
+	return newCard(dir, size)
+}
+
+// measure loads every model, and reads what Ollama says of its size.
+func (g *ground) measure(ctx context.Context) (sizes map[string]residency.Bytes, err error) {
+	server, err := ollamatest.Start(ctx, g.root, ollamatest.Config{Log: filepath.Join(g.dir, "sizes.log"), Env: []string{"OLLAMA_MAX_LOADED_MODELS=4"}})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, server.Stop()) }()
+	client := ollama.New(server.URL(), ollama.Config{})
+	defer client.Close()
+	sizes = map[string]residency.Bytes{}
+	for _, m := range everyModel() {
+		if sizes[m], err = client.Load(ctx, residency.Model{Name: m, Context: contextOf(m)}); err != nil {
+			return nil, err
+		}
+	}
+	return sizes, nil
+}
+
 func (at *site) close() (err error) {
 	if at.tenure != nil {
 		err = at.tenure.Stop(20 * time.Second)
 	}
-	if at.direct != nil {
-		at.direct.Close()
-	}
 	at.g.client.CloseIdleConnections()
 	if at.ollama != nil {
 		err = errors.Join(err, at.ollama.Stop())
+	}
+	if at.card != nil {
+		err = errors.Join(err, at.card.close())
+	}
+	if at.direct != nil {
+		at.direct.Close()
 	}
 	return err
 }
@@ -204,7 +271,7 @@ func (at *site) warm(ctx context.Context, s *scenario) error {
 			}
 		}
 		for _, m := range s.start {
-			if _, err := at.direct.Load(ctx, residency.Model{Name: m, Context: contextTokens}); err != nil {
+			if _, err := at.direct.Load(ctx, residency.Model{Name: m, Context: contextOf(m)}); err != nil {
 				return err
 			}
 		}

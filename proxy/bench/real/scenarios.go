@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -15,6 +16,7 @@ type scenario struct {
 	what     string
 	seats    int      // models in memory at once, Ollama's limit and tenure's
 	flat     bool     // no T0 and no T1
+	bytes    bool     // there is a card, and bytes are what counts
 	workflow bool     // tenure can be told which one
 	paging   bool     // more models than seats: see also what the seat that T0 keeps costs, and what the other preset does
 	models   []string // that are asked
@@ -139,6 +141,12 @@ func scenarios(short bool) []scenario {
 				return []verdict{atMost("loads", ours.loads, 1), noRefusal(ours), noT0(ours)}
 			},
 		},
+	}
+	// The same by bytes: phi3:mini takes no other's place.
+	for _, s := range list[1:3] {
+		s.name, s.what = s.name+"-bytes", "room for phi3:mini and two others"+strings.TrimPrefix(s.what, "three seats")
+		s.seats, s.bytes, s.paging = 4, true, false
+		list = append(list, s)
 	}
 	for _, c := range []struct{ clients, candidates int }{{1, 8}, {4, 16}, {8, 24}} {
 		list = append(list, scenario{
