@@ -1,7 +1,8 @@
 // Command real plays the same requests to a real Ollama twice, straight
 // and through tenure, and compares what became of them: loads, evictions,
 // waits, makespan. The Ollama is the one of the end-to-end tests: the pinned
-// server with generated models, on the CPU.
+// server with generated models, on the CPU. Seats are counted, but in the
+// scenarios that say bytes: they take a Linux that lets its users have namespaces.
 //
 //	.ci/ollama && go run ./proxy/bench/real -tenure bin/tenure
 //
