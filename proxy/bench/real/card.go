@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -26,6 +25,7 @@ type card struct {
 	size residency.Bytes
 	done sync.WaitGroup
 	stop chan struct{}
+	err  error // of serve, once it is done
 
 	mu     sync.Mutex
 	ollama *ollama.Client
@@ -68,36 +68,47 @@ func (c *card) serve() {
 		default:
 		}
 		if err != nil {
-			return // whoever reads waits, and the run fails by its time
+			c.err = errors.Join(c.err, err) // whoever reads waits, and the run fails by its time
+			return
 		}
-		if _, err = fmt.Fprintln(pipe, uint64(c.used())); err == nil {
-			_, err = unix.Poll([]unix.PollFd{{Fd: int32(pipe.Fd())}}, -1) // until the reader has left: the next one is told anew
-		}
-		if err = errors.Join(err, pipe.Close()); err != nil {
-			slog.Error("telling the memory", "err", err)
+		c.err = errors.Join(c.err, c.tell(pipe), pipe.Close())
+	}
+}
+
+// tell returns when the reader has left, so that the next one is told anew.
+func (c *card) tell(pipe *os.File) error {
+	used, err := c.used()
+	if _, writeErr := fmt.Fprintln(pipe, uint64(used)); writeErr != nil {
+		return errors.Join(err, writeErr)
+	}
+	for {
+		_, pollErr := unix.Poll([]unix.PollFd{{Fd: int32(pipe.Fd())}}, -1)
+		if !errors.Is(pollErr, unix.EINTR) {
+			return errors.Join(err, pollErr)
 		}
 	}
 }
 
 // used is what the models take; nothing before Ollama answers.
-func (c *card) used() (sum residency.Bytes) {
+func (c *card) used() (sum residency.Bytes, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ollama == nil {
-		return 0
+		return 0, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	models, err := c.ollama.Running(ctx)
 	if err != nil {
-		return 0
+		return 0, err
 	}
 	for _, m := range models {
 		sum += m.Size
 	}
-	return sum
+	return sum, nil
 }
 
+// close returns what went wrong meanwhile, too: Ollama was told a wrong figure.
 func (c *card) close() error {
 	close(c.stop)
 	reader, err := os.OpenFile(filepath.Join(c.dir, cardCurrent), os.O_RDONLY|syscall.O_NONBLOCK, 0) // lets serve go on
@@ -105,5 +116,5 @@ func (c *card) close() error {
 		return err
 	}
 	c.done.Wait()
-	return errors.Join(reader.Close(), os.RemoveAll(c.dir))
+	return errors.Join(c.err, reader.Close(), os.RemoveAll(c.dir))
 }

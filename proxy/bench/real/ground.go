@@ -101,8 +101,8 @@ func (g *ground) text(name string, n int) string {
 
 // catalog writes the built-in catalog with the times and contexts of the
 // generated models, which load in a third of a second; flat makes every model
-// equal, for one seat.
-func (g *ground) catalog(flat bool) (string, error) {
+// equal, for one seat, and bytes gives them the sizes that were measured.
+func (g *ground) catalog(flat, bytes bool) (string, error) {
 	text, err := os.ReadFile(filepath.Join(g.root, "routing", "catalog.yaml"))
 	if err != nil {
 		return "", err
@@ -116,8 +116,10 @@ func (g *ground) catalog(flat bool) (string, error) {
 	if flat {
 		replace(`(?m)^    tier: .*$`, "    tier: 2")
 	}
-	for name, size := range g.sizes {
-		replace(`(?ms)^(  `+name+`:.*?memory:) \S+`, fmt.Sprintf("${1} %.9f", gib(size)))
+	if bytes {
+		for name, size := range g.sizes {
+			replace(`(?ms)^(  `+name+`:.*?memory:) \S+`, fmt.Sprintf("${1} %.9f", gib(size)))
+		}
 	}
 	path := filepath.Join(g.dir, fmt.Sprintf("catalog-%t.yaml", flat))
 	return path, os.WriteFile(path, text, 0o600)
@@ -164,7 +166,7 @@ func (g *ground) open(ctx context.Context, s *scenario, way string) (_ *site, er
 	if way == straight {
 		return at, nil
 	}
-	catalog, err := g.catalog(s.flat || way == equal)
+	catalog, err := g.catalog(s.flat || way == equal, s.bytes)
 	if err != nil {
 		return nil, err
 	}
